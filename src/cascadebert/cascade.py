@@ -1,0 +1,444 @@
+"""Cascade: complete classifiers, small to large, and the thresholds between them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import numpy as np
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from numpy.typing import NDArray
+
+from cascadebert import artifact
+from cascadebert.artifact import CascadeRecord
+from cascadebert.data import Rows, as_rows
+from cascadebert.deferral.confidence import confidence_score, softmax
+from cascadebert.deferral.cost import NEVER_EXIT
+from cascadebert.deferral.targets import Target
+from cascadebert.deferral.thresholds import ALWAYS_EXIT, Policy, choose_thresholds
+from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
+from cascadebert.evaluation.model_card import model_card
+from cascadebert.stage import Stage
+
+T = TypeVar("T")
+Progress = Callable[[int], object]
+
+DEFAULT_WINDOW = 16_384
+COSTS = ("seconds", "flops", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Answers for a number of rows, every array in input order.
+
+    Attributes:
+        labels: label names, str of shape (rows,).
+        probabilities: softmax of the stage that answered, float64 of shape (rows, classes),
+            columns in the order of ``Cascade.labels``.
+        stage: the stage that answered, counted from 1, int64 of shape (rows,).
+        confidence: that stage's confidence score on a scale from 0 to 1, float64 (rows,).
+        truncated: rows of which that stage read only the beginning, bool of shape (rows,).
+    """
+
+    labels: NDArray[np.str_]
+    probabilities: NDArray[np.float64]
+    stage: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.stage)
+
+
+class Cascade:
+    """A list of complete classifiers with a threshold for each but the last.
+
+    A row goes through stage 1; if its confidence is above that stage's threshold it exits with
+    that answer, or else it goes on to the next stage. The last stage always answers.
+
+    Made by :meth:`from_stages` or :meth:`from_pretrained`.
+
+    Attributes:
+        stages: the loaded stages, small to large.
+        labels: label names, in the order of the columns of ``predict_proba``.
+    """
+
+    def __init__(self, folder: Path, record: CascadeRecord, runtime: str = "onnx") -> None:
+        self.stages = tuple(
+            Stage(folder / stage.folder, stage, record.labels, runtime) for stage in record.stages
+        )
+        self.labels = record.labels
+        self._folder = folder
+        self._record = record
+        self._score = confidence_score(record.score)
+        # Keeps a folder of from_stages alive for as long as the cascade is.
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    # Making, loading and saving
+
+    @classmethod
+    def from_stages(
+        cls,
+        checkpoints: Sequence[str | PathLike[str]],
+        *,
+        label_maps: Mapping[int, Mapping[str, str]] | None = None,
+        max_length: int | None = None,
+        rows: Rows | None = None,
+        runtime: str = "onnx",
+        on_stage: Progress | None = None,
+    ) -> Cascade:
+        """Export fine-tuned checkpoints, small to large, and make them one cascade.
+
+        Needs the extra ``train`` (torch, transformers, onnx).
+
+        Args:
+            checkpoints: folders or hub names of sequence classification checkpoints.
+            label_maps: by stage number (from 1) new names for a checkpoint's labels.
+            max_length: tokens at which every stage truncates; by default as much as it reads.
+            rows: rows on which each export is checked, beside the built-in ones.
+            runtime: engine to run the stages on: "onnx" or "torch".
+            on_stage: called with 1 after each stage that is done.
+
+        Raises:
+            LabelMismatchError: the stages' labels differ in more than order.
+            ArtifactError: a checkpoint that cannot be opened.
+            ExportError: an exported graph that disagrees with torch.
+            MissingDependencyError: the extra ``train`` is not installed.
+        """
+        try:
+            from cascadebert.training.export import export_cascade
+        except ImportError as error:
+            raise MissingDependencyError(
+                error.name or "torch", "building a cascade", "train"
+            ) from None
+        scratch = tempfile.TemporaryDirectory(prefix="cascadebert-")
+        record = export_cascade(
+            [fspath(checkpoint) for checkpoint in checkpoints],
+            Path(scratch.name),
+            label_maps=label_maps or {},
+            max_length=max_length,
+            rows=rows,
+            on_stage=on_stage,
+        )
+        cascade = cls(Path(scratch.name), record, runtime)
+        cascade._scratch = scratch
+        return cascade
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], *, runtime: str = "onnx") -> Cascade:
+        """Load a saved cascade; every file is checked against its recorded hash.
+
+        Args:
+            name: a folder, or the name of a cascade on the Hugging Face hub.
+            runtime: engine to run the stages on: "onnx" or "torch".
+
+        Raises:
+            ArtifactError: not a cascade, another schema version, or a damaged file.
+        """
+        folder = Path(name)
+        if not folder.exists() and _may_be_hub_name(fspath(name)):
+            folder = _download(fspath(name))
+        record = artifact.read_record(folder)
+        artifact.check_files(folder, record.stages)
+        return cls(folder, record, runtime)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> Path:
+        """Write the cascade as one folder; a crash leaves what was there before whole.
+
+        Raises:
+            ArtifactError: the folder exists and holds something else than a cascade.
+        """
+        target = Path(folder).absolute()
+        if self._scratch is None and target == self._folder.absolute():
+            artifact.write_record(target, self._record)
+            artifact.write_text(target / artifact.CARD_FILE, model_card(self._record))
+            return target
+        with artifact.replacing_folder(target) as temporary:
+            for stage in self._record.stages:
+                shutil.copytree(self._folder / stage.folder, temporary / stage.folder)
+            artifact.write_text(temporary / artifact.CARD_FILE, model_card(self._record))
+            artifact.write_record(temporary, self._record)
+        return target
+
+    def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
+        """Upload the cascade to the Hugging Face hub.
+
+        Args:
+            name: ``user/name`` of the repository, made if it is not there.
+            private: whether a new repository is private; by default as the account has it.
+
+        Returns:
+            The address of the commit.
+        """
+        api = huggingface_hub.HfApi()
+        repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(Path(scratch) / "cascade")
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message="Upload cascade"
+            )
+        return str(commit.commit_url)
+
+    # Thresholds
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """One a stage but the last, from 0 (every row exits) to 1 (none does, and the stage is
+        not run); None before they are chosen.
+        """
+        return self._record.thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float]) -> None:
+        thresholds = tuple(float(value) for value in values)
+        if len(thresholds) != len(self.stages) - 1:
+            raise InputError(
+                f"{len(thresholds)} thresholds for {len(self.stages)} stages; "
+                f"give {len(self.stages) - 1}, one a stage but the last"
+            )
+        if not all(0 <= value < float("inf") for value in thresholds):
+            raise InputError(f"thresholds {thresholds} are not all 0 or more and finite")
+        self._record = dataclasses.replace(
+            self._record,
+            thresholds=thresholds,
+            cost=None,
+            certificate=None,
+            data_fingerprint=None,
+        )
+
+    def with_thresholds(self, values: Sequence[float]) -> Cascade:
+        """The same loaded stages under other thresholds; this cascade stays as it is."""
+        other = copy.copy(self)
+        other.thresholds = tuple(values)
+        return other
+
+    def alone(self, number: int) -> Cascade:
+        """Stage ``number`` (from 1) answering every row and no other stage running."""
+        before = [NEVER_EXIT] * (number - 1)
+        after = [ALWAYS_EXIT] * (len(self.stages) - number)
+        return self.with_thresholds((before + after)[: len(self.stages) - 1])
+
+    def tune(
+        self,
+        rows: Any,
+        target: Target,
+        *,
+        cost: str = "seconds",
+        progress: Progress | None = None,
+    ) -> Policy:
+        """Choose the thresholds that serve a target best on held-out rows, and set them.
+
+        Every stage runs on every row. The figures in the policy are estimates on these rows;
+        :meth:`evaluate` on other rows gives unbiased ones.
+
+        Args:
+            rows: labelled rows that no stage was trained on, see :func:`as_rows`.
+            target: :class:`~cascadebert.Speedup` or :class:`~cascadebert.MaxDrop`.
+            cost: what a stage costs: "seconds" as measured in this call, or counted "flops" or
+                "layers".
+            progress: called with a number of rows after each batch, ``len(stages)`` times over
+                for every row.
+
+        Raises:
+            InputError: unusable rows, labels the cascade does not know, an unknown cost.
+            TargetError: no thresholds meet the target; the old ones stay.
+        """
+        if cost not in COSTS:
+            raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
+        held_out = as_rows(rows, with_labels=True)
+        truth = self.label_ids(held_out)
+        runs = [stage.run_all(held_out, progress=progress) for stage in self.stages]
+        for number, run in enumerate(runs, start=1):
+            self._warn_if_worse_than_chance(number, run.logits, truth)
+        policy = choose_thresholds(
+            [softmax(run.logits) for run in runs],
+            truth,
+            np.stack([run.costs(cost) for run in runs], axis=1),
+            target,
+            score=self._record.score,
+        )
+        self.thresholds = policy.thresholds
+        self._record = dataclasses.replace(
+            self._record,
+            cost={"kind": cost, "per_row": [float(run.costs(cost).mean()) for run in runs]},
+            data_fingerprint=held_out.fingerprint(),
+        )
+        return policy
+
+    def label_ids(self, rows: Rows) -> NDArray[np.int64]:
+        """Class index of each row's label.
+
+        Raises:
+            InputError: a label that the cascade does not know.
+        """
+        ids = {label: i for i, label in enumerate(self.labels)}
+        for i, label in enumerate(rows.labels or ()):
+            if label not in ids:
+                raise InputError(
+                    f"row {i}: label {label!r} is not one that the cascade knows "
+                    f"({', '.join(map(repr, self.labels[:6]))}{', …' * (len(ids) > 6)})"
+                )
+        return np.array([ids[label] for label in rows.labels or ()], dtype=np.int64)
+
+    def _warn_if_worse_than_chance(
+        self, number: int, logits: NDArray[np.float32], truth: NDArray[np.int64]
+    ) -> None:
+        accuracy = float((logits.argmax(axis=1) == truth).mean())
+        if accuracy < 1 / len(self.labels):
+            warnings.warn(
+                f"stage {number} '{self.stages[number - 1].name}' is right on {accuracy:.1%} of "
+                "the rows, less than chance: are its label names in the order of its logits?",
+                CascadeWarning,
+                stacklevel=3,
+            )
+
+    # Classifying
+
+    def predict(
+        self, texts: Any, pairs: Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> Prediction:
+        """Classify rows.
+
+        Args:
+            texts: strings, (text, text_pair) tuples, mappings with text and text_pair, a
+                ``datasets.Dataset`` or :class:`~cascadebert.Rows`.
+            pairs: second texts, one for each string in ``texts``.
+            progress: called with the number of rows that have got their answer, as they get it.
+
+        Raises:
+            InputError: a row that cannot be classified; nothing has run then.
+        """
+        rows = as_rows(texts, pairs)
+        windows = [
+            self._predict_window(rows.slice(start, start + DEFAULT_WINDOW), progress)
+            for start in range(0, max(len(rows), 1), DEFAULT_WINDOW)
+        ]
+        return Prediction(
+            *(
+                np.concatenate([getattr(window, field.name) for window in windows])
+                for field in dataclasses.fields(Prediction)
+            )
+        )
+
+    def predict_iter(
+        self,
+        rows: Iterable[Any],
+        *,
+        window: int = DEFAULT_WINDOW,
+        progress: Progress | None = None,
+    ) -> Iterator[Prediction]:
+        """Classify rows that do not fit in memory, a window at a time, in input order.
+
+        Within a window the rows that a stage defers are pooled and batched anew for the next.
+
+        Args:
+            rows: any iterable of what :meth:`predict` takes as one row.
+            window: rows in memory at a time; larger fills the batches of late stages better.
+            progress: as in :meth:`predict`.
+        """
+        for part in batched(rows, window):
+            yield self._predict_window(as_rows(part), progress)
+
+    def predict_proba(self, texts: Any, pairs: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Probabilities of shape (rows, classes), columns in the order of ``labels``; each
+        row's are those of the stage that answered.
+        """
+        return self.predict(texts, pairs).probabilities
+
+    def __call__(self, texts: Any, pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Classify as transformers' text classification pipeline does.
+
+        Returns:
+            One ``{"label": name, "score": probability}`` a row; a list also for one string.
+        """
+        out = self.predict(texts, pairs)
+        scores = out.probabilities.max(axis=1)
+        return [
+            {"label": str(label), "score": float(score)}
+            for label, score in zip(out.labels, scores, strict=True)
+        ]
+
+    def _predict_window(self, rows: Rows, progress: Progress | None) -> Prediction:
+        count = len(rows)
+        thresholds = self._thresholds_to_run()
+        logits = np.empty((count, len(self.labels)), dtype=np.float32)
+        answered_by = np.zeros(count, dtype=np.int64)
+        score = np.empty(count, dtype=np.float64)
+        truncated = np.zeros(count, dtype=np.bool_)
+        pending = np.arange(count)
+        for number, (stage, threshold) in enumerate(
+            zip(self.stages, thresholds, strict=True), start=1
+        ):
+            if threshold >= NEVER_EXIT:
+                continue
+            tokens = stage.tokenize(rows if len(pending) == count else rows.take(pending))
+            for positions, batch_logits in stage.run(tokens):
+                batch_score = self._score.score(batch_logits)
+                done = batch_score > self._score.compared(threshold)
+                exiting = pending[positions[done]]
+                logits[exiting] = batch_logits[done]
+                score[exiting] = batch_score[done]
+                truncated[exiting] = tokens.truncated[positions[done]]
+                answered_by[exiting] = number
+                if progress:
+                    progress(len(exiting))
+            pending = np.flatnonzero(answered_by == 0)
+            if not len(pending):
+                break
+        return Prediction(
+            labels=np.array(self.labels)[logits.argmax(axis=1)],
+            probabilities=softmax(logits),
+            stage=answered_by,
+            confidence=self._score.shown(score),
+            truncated=truncated,
+        )
+
+    def _thresholds_to_run(self) -> tuple[float, ...]:
+        """One a stage; the last stage lets every row exit."""
+        thresholds = self.thresholds
+        if thresholds is None:
+            thresholds = (NEVER_EXIT,) * (len(self.stages) - 1)
+            if thresholds:
+                warnings.warn(
+                    "this cascade has no thresholds yet, so the last stage answers every row; "
+                    "call tune() with held-out rows, or set thresholds",
+                    CascadeWarning,
+                    stacklevel=4,
+                )
+        return (*thresholds, ALWAYS_EXIT)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one shorter."""
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part
+
+
+def _may_be_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(
+            f"{name}: neither a folder here nor a cascade that the hub gives ({reason}); "
+            "check the path or the name"
+        ) from None

@@ -1,0 +1,79 @@
+"""``cascadebert build``: fine-tuned checkpoints to a cascade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cascadebert import artifact
+from cascadebert.cascade import Cascade
+from cascadebert.cli import console
+from cascadebert.errors import InputError
+from cascadebert.files import read_rows
+
+
+def build(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            help="Fine-tuned checkpoints, small to large: folders or hub names.", metavar="CKPT..."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the cascade.")],
+    map_labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rename a stage's labels, by stage number: 'N:old=new,old=new'. Can be repeated."
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens at which every stage truncates.", show_default="as each reads"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Rows on which each export is checked, beside the built-in ones."),
+    ] = None,
+    text_column: console.TextColumnName = "text",
+    text_pair_column: console.PairColumnName = None,
+) -> None:
+    """Make one cascade of fine-tuned checkpoints, small to large.
+
+    Each is exported to ONNX and checked against torch. Labels are matched by name.
+
+    [bold]Examples[/]
+
+    cascadebert build ./small ./large --output my-cascade
+
+    cascadebert build ./small ./large --output my-cascade --map-labels '1:LABEL_0=neg,LABEL_1=pos'
+    """
+    artifact.refuse_other_folder(output)
+    label_maps = dict(_parse_map(text) for text in map_labels or [])
+    rows = read_rows(data, console.columns(text_column, text_pair_column)) if data else None
+    with console.progress_bar("exporting", len(checkpoints), "stages") as progress:
+        cascade = Cascade.from_stages(
+            checkpoints, label_maps=label_maps, max_length=max_length, rows=rows, on_stage=progress
+        )
+        cascade.save_pretrained(output)
+    for number, stage in enumerate(cascade.stages, start=1):
+        cost = stage.record.cost
+        console.output.print(
+            f"stage {number} {stage.name}: {cost.layers} layers, {cost.parameters / 1e6:.1f} M "
+            f"parameters, reads {stage.record.max_length} tokens"
+        )
+    console.output.print(
+        f"wrote {output}\nnext: cascadebert tune {output} --data HELD_OUT_ROWS --max-drop 0.01",
+        soft_wrap=True,
+    )
+
+
+def _parse_map(text: str) -> tuple[int, dict[str, str]]:
+    number, colon, pairs = text.partition(":")
+    names = dict(pair.partition("=")[::2] for pair in pairs.split(",") if pair)
+    if not (number.isdigit() and colon and names and all(names) and all(names.values())):
+        raise InputError(
+            f"--map-labels {text!r} is not 'N:old=new,old=new' with N the number of a stage"
+        )
+    return int(number), names

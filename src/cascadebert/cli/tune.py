@@ -1,0 +1,94 @@
+"""``cascadebert tune``: choose thresholds on held-out rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cascadebert.cascade import Cascade
+from cascadebert.cli import console
+from cascadebert.deferral.targets import MaxDrop, Speedup
+from cascadebert.errors import InputError
+from cascadebert.files import read_rows
+
+
+def tune(
+    cascade_folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a cascade.")],
+    data: Annotated[str, typer.Option(help="Held-out labelled rows. " + console.ROWS_HELP)],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Lose at most this much accuracy (0.01 is a point), at least cost."),
+    ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="Cost at most 1/X of the last stage alone, at the best accuracy."),
+    ] = None,
+    cost: Annotated[
+        str, typer.Option(help="What a stage costs: seconds (measured now), flops or layers.")
+    ] = "seconds",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Save the tuned cascade here.", show_default="in DIR itself"),
+    ] = None,
+    runtime: console.RuntimeName = "onnx",
+    json_file: console.JsonFile = None,
+    text_column: console.TextColumnName = "text",
+    text_pair_column: console.PairColumnName = None,
+    label_column: console.LabelColumnName = "label",
+) -> None:
+    """Choose the thresholds that serve one target best on held-out rows, and save them.
+
+    The figures are estimates on these rows; run 'cascadebert evaluate' on others.
+
+    [bold]Examples[/]
+
+    cascadebert tune my-cascade --data validation.jsonl --max-drop 0.01
+
+    cascadebert tune my-cascade --data validation.csv --speedup 4 --label-column intent
+    """
+    target = _target(max_drop, speedup)
+    cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
+    rows = read_rows(
+        data,
+        console.columns(text_column, text_pair_column, label_column),
+        with_labels=True,
+        known_labels=cascade.labels,
+    )
+    with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
+        policy = cascade.tune(rows, target, cost=cost, progress=progress)
+    folder = cascade.save_pretrained(output or cascade_folder)
+    console.write_json(
+        json_file,
+        {
+            "target": {"kind": type(target).__name__, "value": target.value},
+            "thresholds": policy.thresholds,
+            "score": policy.score,
+            "cost": cost,
+            "rows": policy.rows,
+            "accuracy": policy.accuracy,
+            "reference_accuracy": policy.reference_accuracy,
+            "accuracy_drop": policy.reference_accuracy - policy.accuracy,
+            "speedup": policy.speedup,
+            "exit_fractions": policy.exit_fractions,
+        },
+    )
+    shares = zip(cascade.stages, policy.thresholds, policy.exit_fractions, strict=False)
+    for number, (stage, threshold, share) in enumerate(shares, start=1):
+        how = f"answers above {threshold:.4f}, {share:.1%} of the rows"
+        console.output.print(
+            f"stage {number} {stage.name}: {how if threshold < 1 else 'left out, it does not pay'}"
+        )
+    console.output.print(
+        f"on these {policy.rows} rows: accuracy {policy.accuracy:.4f}, last stage alone "
+        f"{policy.reference_accuracy:.4f}; speed-up {policy.speedup:.2f} in {cost}\n"
+        f"wrote {folder}\nnext: cascadebert evaluate {folder} --data OTHER_ROWS",
+        soft_wrap=True,
+    )
+
+
+def _target(max_drop: float | None, speedup: float | None) -> MaxDrop | Speedup:
+    if (max_drop is None) == (speedup is None):
+        raise InputError("name one target: --max-drop X or --speedup X")
+    return MaxDrop(max_drop) if max_drop is not None else Speedup(speedup or 0.0)

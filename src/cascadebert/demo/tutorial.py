@@ -1,0 +1,93 @@
+"""The main job from start to finish, on the public API alone.
+
+Two pre-trained encoders are fine-tuned on news sentences, made a cascade, tuned on held-out
+rows and measured on others. With your own rows and checkpoints the same calls do the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascadebert import Cascade, Evaluation, MaxDrop, Policy, Rows, evaluate, fine_tune
+from cascadebert.demo.assets import minilm_l3, minilm_l6
+from cascadebert.demo.corpus import news_sentences
+from cascadebert.evaluation.frontier import plot_frontier
+
+# Opens a progress bar, given a title and a number of rows.
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+TRAINING_ROWS = 8_000
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and measured."""
+
+    cascade: Path
+    validation: Path
+    test: Path
+    picture: Path
+    policy: Policy
+    evaluation: Evaluation
+
+
+def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
+    """Do it all below ``folder``."""
+    # Rows: one text and one label each, in three parts that share no article.
+    train, validation, test = news_sentences()
+    train = train.slice(0, TRAINING_ROWS)
+
+    # Two complete pre-trained encoders. With a hub at hand their names would do.
+    pretrained = {
+        "MiniLM-L3": minilm_l3(folder / "pretrained" / "MiniLM-L3"),
+        "MiniLM-L6": minilm_l6(folder / "pretrained" / "MiniLM-L6"),
+    }
+
+    # Fine-tune each on the same rows.
+    checkpoints = []
+    for name, encoder in pretrained.items():
+        with progress_bar(f"fine-tuning {name}", len(train)) as progress:
+            checkpoint = fine_tune(
+                encoder,
+                train,
+                folder / "fine-tuned" / name,
+                epochs=1,
+                learning_rate=1e-4,
+                max_length=64,
+                progress=progress,
+            )
+        checkpoints.append(checkpoint)
+
+    # Small to large, they make a cascade.
+    with progress_bar("exporting the stages", len(checkpoints)) as progress:
+        cascade = Cascade.from_stages(checkpoints, on_stage=progress)
+
+    # Held-out rows choose the threshold: lose at most one point of accuracy.
+    with progress_bar("tuning", len(validation) * len(checkpoints)) as progress:
+        policy = cascade.tune(validation, MaxDrop(0.01), progress=progress)
+    cascade.save_pretrained(folder / "cascade")
+
+    # Other rows tell what it is worth. Three timings in turn: twice three passes, and L3 alone.
+    with progress_bar("evaluating", len(test) * 7) as progress:
+        evaluation = evaluate(cascade, test, repeats=3, progress=progress)
+
+    return DemoResult(
+        cascade=folder / "cascade",
+        validation=write_rows(validation, folder / "validation.jsonl"),
+        test=write_rows(test, folder / "test.jsonl"),
+        picture=plot_frontier(policy, evaluation, folder / "frontier.png"),
+        policy=policy,
+        evaluation=evaluation,
+    )
+
+
+def write_rows(rows: Rows, path: Path) -> Path:
+    """Write labelled rows as JSONL."""
+    with path.open("w", encoding="utf-8") as file:
+        for text, label in zip(rows.texts, rows.labels or (), strict=True):
+            file.write(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
+    return path

@@ -1,0 +1,44 @@
+"""What can go wrong, one class for each thing a caller may want to catch.
+
+Every message names the cause, the offending value and the remedy, in one line.
+"""
+
+from __future__ import annotations
+
+
+class CascadeError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(CascadeError):
+    """Rows, columns, files or arguments that cannot be used as given."""
+
+
+class LabelMismatchError(InputError):
+    """Two sets of label names that should be one."""
+
+
+class ArtifactError(CascadeError):
+    """A saved cascade or checkpoint that is missing, damaged or not of a known kind."""
+
+
+class ExportError(CascadeError):
+    """A model whose exported graph does not give the logits of the original."""
+
+
+class TargetError(CascadeError):
+    """A target that no thresholds meet on the given rows."""
+
+
+class MissingDependencyError(CascadeError):
+    """An optional package that the call needs and that is not installed."""
+
+    def __init__(self, package: str, purpose: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed: "
+            f'pip install "cascadebert[{extra}]"'
+        )
+
+
+class CascadeWarning(UserWarning):
+    """Something that works, but hardly as the user means it."""

@@ -1,0 +1,161 @@
+"""A cascade against its last stage alone, on labelled rows and on the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadebert.cascade import Cascade, Prediction
+from cascadebert.data import Rows, as_rows
+from cascadebert.deferral.confidence import logit
+from cascadebert.deferral.cost import runs_stage, speedup
+from cascadebert.evaluation.metrics import dis, ece
+
+_WARM_UP_ROWS = 8
+
+
+@dataclass(frozen=True)
+class StageEvaluation:
+    """One stage alone on every row. ``dis`` counts wrong answers as the harder rows."""
+
+    name: str
+    accuracy: float
+    dis: float | None
+    ece: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a cascade does on labelled rows; the reference is its last stage alone.
+
+    Attributes:
+        rows: number of rows.
+        accuracy, reference_accuracy: share of right answers.
+        accuracy_drop: ``reference_accuracy - accuracy``; negative where the cascade is better.
+        agreement: share of rows with the same answer as the reference.
+        exit_fractions: share of rows answered by each stage.
+        speedup_measured: wall seconds of the reference over those of the cascade, the median of
+            the repeats; speedup_measured_range: its smallest and largest.
+        speedup_flops, speedup_layers: the same ratio of counted operations and of layers.
+        seconds, reference_seconds: wall seconds for all rows, tokenising included; medians.
+        dis, ece: of the answers that the cascade gives, wrong answers being the harder rows;
+            ``dis`` is None where all answers are right or all wrong.
+        truncated: rows of which the stage that answered read only the beginning.
+        stages: each stage alone on every row.
+    """
+
+    rows: int
+    accuracy: float
+    reference_accuracy: float
+    accuracy_drop: float
+    agreement: float
+    exit_fractions: tuple[float, ...]
+    speedup_measured: float
+    speedup_measured_range: tuple[float, float]
+    speedup_flops: float
+    speedup_layers: float
+    seconds: float
+    reference_seconds: float
+    dis: float | None
+    ece: float
+    truncated: int
+    stages: tuple[StageEvaluation, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``evaluate --json`` writes them."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    cascade: Cascade,
+    rows: Any,
+    *,
+    repeats: int = 1,
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Compare a cascade with its last stage alone.
+
+    Args:
+        cascade: the cascade, tuned on other rows than these.
+        rows: labelled rows.
+        repeats: how often cascade and reference are timed, in turn.
+        progress: called with the number of rows as they are answered,
+            ``2 * repeats + len(cascade.stages) - 1`` times over for every row.
+
+    Raises:
+        InputError: unusable rows or labels that the cascade does not know.
+    """
+    checked = as_rows(rows, with_labels=True)
+    truth = cascade.label_ids(checked)
+    names = np.array(cascade.labels)[truth]
+    last = len(cascade.stages)
+    for number in range(1, last + 1):
+        cascade.alone(number).predict(checked.slice(0, _WARM_UP_ROWS))
+    timings = []
+    for _ in range(repeats):
+        out, seconds = _timed(cascade, checked, progress)
+        reference, reference_seconds = _timed(cascade.alone(last), checked, progress)
+        timings.append((seconds, reference_seconds))
+    alone = [_timed(cascade.alone(number), checked, progress) for number in range(1, last)]
+    alone.append((reference, statistics.median(t for _, t in timings)))
+    ratios = [reference_seconds / seconds for seconds, reference_seconds in timings]
+    right = out.labels == names
+    flops, layers = _costs(cascade, checked)
+    runs = runs_stage(cascade.thresholds or (1.0,) * (last - 1))
+    return Evaluation(
+        rows=len(checked),
+        accuracy=float(right.mean()),
+        reference_accuracy=float((reference.labels == names).mean()),
+        accuracy_drop=float((reference.labels == names).mean() - right.mean()),
+        agreement=float((out.labels == reference.labels).mean()),
+        exit_fractions=tuple(
+            float(share) for share in np.bincount(out.stage - 1, minlength=last) / len(checked)
+        ),
+        speedup_measured=statistics.median(ratios),
+        speedup_measured_range=(min(ratios), max(ratios)),
+        speedup_flops=speedup(out.stage, flops, runs),
+        speedup_layers=speedup(out.stage, layers, runs),
+        seconds=statistics.median(seconds for seconds, _ in timings),
+        reference_seconds=statistics.median(seconds for _, seconds in timings),
+        dis=_dis(out, right),
+        ece=ece(out.confidence, right),
+        truncated=int(out.truncated.sum()),
+        stages=tuple(
+            StageEvaluation(
+                name=stage.name,
+                accuracy=float((own.labels == names).mean()),
+                dis=_dis(own, own.labels == names),
+                ece=ece(own.confidence, own.labels == names),
+                seconds=seconds,
+            )
+            for stage, (own, seconds) in zip(cascade.stages, alone, strict=True)
+        ),
+    )
+
+
+def _timed(
+    cascade: Cascade, rows: Rows, progress: Callable[[int], object] | None
+) -> tuple[Prediction, float]:
+    start = time.perf_counter()
+    out = cascade.predict(rows, progress=progress)
+    return out, time.perf_counter() - start
+
+
+def _costs(cascade: Cascade, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Operations of each row in each stage (rows, stages), and layers (stages,)."""
+    flops = [s.record.cost.row_flops(s.tokenize(rows).lengths) for s in cascade.stages]
+    layers = [float(stage.record.cost.layers) for stage in cascade.stages]
+    return np.stack(flops, axis=1), np.array(layers)
+
+
+def _dis(out: Prediction, right: NDArray[np.bool_]) -> float | None:
+    value = dis(logit(out.confidence), ~right)
+    return None if np.isnan(value) else value

@@ -1,0 +1,41 @@
+"""ONNX Runtime on the CPU, the default engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from cascadebert.artifact import MODEL_FILE
+from cascadebert.errors import ArtifactError
+
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntime:
+    """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        # Keeps memory flat over batches of many shapes.
+        options.enable_mem_pattern = False
+        path = folder / MODEL_FILE
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(
+                f"{path}: ONNX Runtime cannot load it ({reason}); build the cascade again"
+            ) from error
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32]
+        (logits,) = self._session.run(None, {name: batch[name] for name in self._inputs})
+        return logits

@@ -1,0 +1,432 @@
+"""Checkpoints to stages: ``model.onnx`` beside the safetensors, checked against torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import logging
+import os
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cascadebert.artifact import (
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    CascadeRecord,
+    StageCost,
+    StageRecord,
+    hash_files,
+)
+from cascadebert.data import Rows
+from cascadebert.deferral.confidence import DEFAULT_SCORE
+from cascadebert.errors import (
+    ArtifactError,
+    CascadeWarning,
+    ExportError,
+    InputError,
+    LabelMismatchError,
+)
+from cascadebert.stage import Stage, same_labels
+
+LOGIT_TOLERANCE = 1e-4
+_WEIGHTS_FILE = "model.safetensors"
+_LONGEST_PROBE = 1024
+_NO_LIMIT = 1_000_000
+_TYPICAL_TOKENS = 32
+_VERSIONS = ("cascadebert", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+
+PROBE_ROWS = Rows(
+    [
+        "Good.",
+        "the plot is thin , but the acting carries it",
+        "Der Zug nach Köln fährt heute 20 Minuten später; 电影很好看 🎬",
+        "Is there a way to change the PIN of my card before I travel to Lisbon on Friday?",
+        "shares " * 40 + "fell",
+        "a row that is far longer than the others " * _LONGEST_PROBE,
+    ]
+)
+
+
+def export_cascade(
+    checkpoints: Sequence[str],
+    folder: Path,
+    *,
+    label_maps: Mapping[int, Mapping[str, str]],
+    max_length: int | None,
+    rows: Rows | None,
+    on_stage: Callable[[int], object] | None,
+) -> CascadeRecord:
+    """Export checkpoints, small to large, below ``folder``; see ``Cascade.from_stages``."""
+    if not checkpoints:
+        raise InputError("a cascade needs at least one stage; name a checkpoint")
+    for number in label_maps:
+        if not 1 <= number <= len(checkpoints):
+            raise InputError(
+                f"a label map names stage {number}; there are stages 1 to {len(checkpoints)}"
+            )
+    names = [_stage_name(checkpoint) for checkpoint in checkpoints]
+    configs = [_open_config(checkpoint) for checkpoint in checkpoints]
+    # Before the long part: labels that differ are found without exporting anything.
+    label_lists = [
+        _labels(config, checkpoint, label_maps.get(number, {}))
+        for number, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True), 1)
+    ]
+    labels = same_labels(list(zip(names, label_lists, strict=True)))
+    stages = []
+    for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), start=1):
+        place = f"stages/{number}-{name}"
+        stage = export_stage(
+            checkpoint,
+            folder / place,
+            name=name,
+            label_map=label_maps.get(number),
+            max_length=max_length,
+            rows=rows,
+        )
+        stages.append(dataclasses.replace(stage, folder=place))
+        if on_stage:
+            on_stage(1)
+    _warn_of_order(stages)
+    return CascadeRecord(
+        labels=labels,
+        stages=tuple(stages),
+        score=DEFAULT_SCORE,
+        thresholds=None,
+        cost=None,
+        certificate=None,
+        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        data_fingerprint=None,
+    )
+
+
+def _stage_name(checkpoint: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(checkpoint).absolute().name).strip(".-") or "stage"
+
+
+def _warn_of_order(stages: Sequence[StageRecord]) -> None:
+    costs = [float(stage.cost.row_flops(_TYPICAL_TOKENS)) for stage in stages]
+    if costs != sorted(costs):
+        shown = ", ".join(
+            f"{stage.name} {cost / 1e6:,.0f}" for stage, cost in zip(stages, costs, strict=True)
+        )
+        warnings.warn(
+            f"the stages are not ordered small to large (million operations for a row of "
+            f"{_TYPICAL_TOKENS} tokens: {shown}); a cascade saves time when the cheapest is first",
+            CascadeWarning,
+            stacklevel=4,
+        )
+
+
+def export_stage(
+    checkpoint: str | PathLike[str],
+    output: Path,
+    *,
+    name: str,
+    label_map: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    rows: Rows | None = None,
+) -> StageRecord:
+    """Write a fine-tuned classifier as a stage: checkpoint, tokenizer and ONNX graph.
+
+    The graph has no weights of its own: it points at the tensors in ``model.safetensors``.
+
+    Args:
+        checkpoint: folder or hub name of a sequence classification checkpoint.
+        output: an empty folder for the stage.
+        name: the stage's name in the cascade.
+        label_map: new names for the checkpoint's labels, old to new.
+        max_length: tokens a row is truncated at; by default what model and tokenizer allow.
+        rows: rows on which torch and ONNX Runtime are compared, beside the built-in ones.
+
+    Returns:
+        The stage's record; ``folder`` is left empty for the caller.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be opened, or is no sequence classifier.
+        LabelMismatchError: ``label_map`` does not fit the checkpoint's labels.
+        ExportError: the logits of ONNX Runtime and torch differ by more than 1e-4.
+    """
+    model, tokenizer = _open(checkpoint)
+    labels = _labels(model.config, checkpoint, label_map or {})
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: i for i, label in enumerate(labels)}
+    max_length = _max_length(model, tokenizer, max_length)
+    tokenizer.model_max_length = max_length
+    with _quiet():
+        model.save_pretrained(output, max_shard_size="1TB")
+        tokenizer.save_pretrained(output)
+    tokenizer.backend_tokenizer.save(str(output / TOKENIZER_FILE))
+    inputs = _inputs(model, tokenizer)
+    _write_onnx(model, inputs, output)
+    record = StageRecord(
+        name=name,
+        folder="",
+        labels=labels,
+        inputs=inputs,
+        max_length=max_length,
+        pad_token_id=int(tokenizer.pad_token_id or 0),
+        truncation_side=tokenizer.truncation_side,
+        precision="fp32",
+        cost=_cost(model, inputs),
+        files=hash_files(output),
+    )
+    for probe in (PROBE_ROWS, rows):
+        if probe is not None:
+            _check_same_logits(record, output, probe)
+    return record
+
+
+def _open(
+    checkpoint: str | PathLike[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    place = os.fspath(checkpoint)
+    try:
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: its weights or tokenizer cannot be read ({_first_line(error)}); "
+            "a stage needs safetensors and a tokenizer"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(
+            f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
+            "would be random; fine-tune it as a sequence classifier first"
+        )
+    if not getattr(tokenizer, "backend_tokenizer", None):
+        raise ArtifactError(
+            f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
+            "use a checkpoint with a fast tokenizer"
+        )
+    return model.eval(), tokenizer
+
+
+def _open_config(place: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place)
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: not a checkpoint that transformers can open ({_first_line(error)}); "
+            "give a folder with config.json, or a hub name"
+        ) from error
+    if len(_id2label(config)) < 2:
+        raise ArtifactError(
+            f"{place}: has one output (a regression); "
+            "a cascade needs classifiers with two labels or more"
+        )
+    if config.problem_type == "multi_label_classification":
+        raise ArtifactError(
+            f"{place}: is a multi-label classifier; a cascade needs one label a row"
+        )
+    return config
+
+
+def _labels(
+    config: PretrainedConfig, checkpoint: str | PathLike[str], label_map: Mapping[str, str]
+) -> tuple[str, ...]:
+    names = _id2label(config)
+    own = [names[i] for i in range(len(names))]
+    unknown = sorted(set(label_map) - set(own))
+    if unknown:
+        raise LabelMismatchError(
+            f"{os.fspath(checkpoint)}: the label map names {unknown}, its labels are {own}; "
+            "map the names that it has"
+        )
+    labels = tuple(label_map.get(label, label) for label in own)
+    if len(set(labels)) != len(labels):
+        raise LabelMismatchError(
+            f"{os.fspath(checkpoint)}: two of its labels have one name in {list(labels)}; "
+            "give each label a name of its own"
+        )
+    return labels
+
+
+def _id2label(config: PretrainedConfig) -> dict[int, str]:
+    return {int(i): str(name) for i, name in (config.id2label or {}).items()}
+
+
+def _max_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None
+) -> int:
+    limit = _position_limit(model)
+    if wanted is not None:
+        if not 3 <= wanted <= limit:
+            raise InputError(
+                f"maximum length {wanted} is not possible: {model.config.model_type} reads "
+                f"3 to {limit} tokens"
+            )
+        return wanted
+    return int(min(limit, tokenizer.model_max_length))
+
+
+def _position_limit(model: PreTrainedModel) -> int:
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count positions from the padding id on.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - offset)
+    return int(getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT)
+
+
+def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    inputs = ["input_ids", "attention_mask"]
+    accepted = inspect.signature(model.forward).parameters
+    if (
+        "token_type_ids" in accepted
+        and "token_type_ids" in tokenizer.model_input_names
+        and getattr(model.config, "type_vocab_size", 0) > 1
+    ):
+        inputs.append("token_type_ids")
+    return tuple(inputs)
+
+
+class _LogitsOnly(torch.nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **types
+        ).logits
+        return logits
+
+
+def _example(inputs: tuple[str, ...], rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    values = {"input_ids": 5, "attention_mask": 1, "token_type_ids": 0}
+    return {name: torch.full((rows, tokens), values[name], dtype=torch.long) for name in inputs}
+
+
+def _write_onnx(model: PreTrainedModel, inputs: tuple[str, ...], output: Path) -> None:
+    example = _example(inputs, rows=3, tokens=11)
+    with _quiet():
+        program = torch.onnx.export(
+            _LogitsOnly(model).eval(),
+            kwargs=example,
+            dynamo=True,
+            # Folding would turn transposed weights into copies; the runtime folds when it loads.
+            optimize=False,
+            dynamic_shapes={name: {0: "rows", 1: "tokens"} for name in inputs},
+            input_names=list(inputs),
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model
+    _point_at_safetensors(graph, output)
+    for node in graph.graph:
+        node.metadata_props.clear()
+    onnx_ir.save(graph, output / MODEL_FILE)
+
+
+def _point_at_safetensors(model: onnx_ir.Model, folder: Path) -> None:
+    with (folder / _WEIGHTS_FILE).open("rb") as file:
+        (header_size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_size))
+    for name, value in model.graph.initializers.items():
+        entry = header.get(name.removeprefix("model."))
+        if entry is None:
+            continue
+        start, stop = entry["data_offsets"]
+        assert value.dtype is not None
+        assert value.shape is not None
+        value.const_value = onnx_ir.ExternalTensor(
+            _WEIGHTS_FILE,
+            offset=8 + header_size + start,
+            length=stop - start,
+            dtype=value.dtype,
+            shape=value.shape,
+            name=name,
+            base_dir=folder,
+        )
+
+
+def _cost(model: PreTrainedModel, inputs: tuple[str, ...]) -> StageCost:
+    """Count operations at three lengths; they determine a + b·n + c·n² exactly."""
+    lengths = [8, 16, 24]
+    counts = []
+    for tokens in lengths:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model(**_example(inputs, rows=1, tokens=tokens))
+        counts.append(counter.get_total_flops())
+    a, b, c = np.linalg.solve(np.vander(lengths, increasing=True), counts)
+    return StageCost(
+        layers=int(model.config.num_hidden_layers),
+        parameters=int(model.num_parameters()),
+        flops=(round(float(a)), round(float(b)), round(float(c))),
+    )
+
+
+def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
+    probe_length = min(record.max_length, _LONGEST_PROBE)
+    short = dataclasses.replace(record, max_length=probe_length)
+    logits = []
+    for runtime in ("onnx", "torch"):
+        with _quiet():
+            stage = Stage(folder, short, record.labels, runtime)
+        logits.append(stage.run_all(rows).logits)
+    worst = float(np.abs(logits[0] - logits[1]).max())
+    if not worst <= LOGIT_TOLERANCE:
+        raise ExportError(
+            f"stage '{record.name}': ONNX Runtime and torch differ by {worst:.1e} in logits on "
+            f"{len(rows)} rows, at most {LOGIT_TOLERANCE:.0e} is allowed; "
+            "report it with the model's architecture and versions"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporters' and loaders' chatter from the user; errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
