@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import time
-from pathlib import Path
 
+import common
 from cascadebert.data import Rows
 from cascadebert.training.trainer import fine_tune
 
-CHECKPOINTS = Path("checkpoints")
+CHECKPOINTS = common.CHECKPOINTS
 SEED = 0
 
 # (rows at most, epochs, learning rate): what fits an afternoon on two cores.
@@ -43,7 +42,7 @@ RECIPES = {
 
 
 def training_rows(task: str, limit: int) -> Rows:
-    folder = Path(os.environ.get("CASCADEBERT_DATA", "data")) / task
+    folder = common.data_folder(task)
     records = [json.loads(line) for line in (folder / "train.jsonl").open(encoding="utf-8")]
     random.Random(SEED).shuffle(records)
     records = records[:limit]

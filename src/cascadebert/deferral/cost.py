@@ -32,12 +32,12 @@ def row_costs(
     Returns:
         float64 of shape (rows,).
     """
-    stage = np.asarray(stage)
+    exits = np.asarray(stage, dtype=np.int64)
     table = np.asarray(costs, dtype=np.float64)
     if runs is not None:
         table = np.where(np.asarray(runs), table, 0.0)
-    spent = np.broadcast_to(table.cumsum(axis=-1), (len(stage), table.shape[-1]))
-    result: NDArray[np.float64] = np.take_along_axis(spent, stage[:, None] - 1, axis=1)[:, 0]
+    spent = np.broadcast_to(table.cumsum(axis=-1), (len(exits), table.shape[-1]))
+    result: NDArray[np.float64] = np.take_along_axis(spent, exits[:, None] - 1, axis=1)[:, 0]
     return result
 
 

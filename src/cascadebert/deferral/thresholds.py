@@ -225,8 +225,8 @@ class _Replay:
         Returns:
             Thresholds, accuracies and mean costs, each of shape (choices,).
         """
-        before = exit_stages(self.scores[:k], thresholds[:k], self._score) > k
-        order = self._descending[k][before[self._descending[k]]]
+        reached = exit_stages(self.scores[:k], thresholds[:k], self._score) > k
+        order = self._descending[k][reached[self._descending[k]]]
         right, cost = self.outcome(thresholds)
         right_later, cost_later = self.outcome(thresholds, first=k + 1)
         spent = row_costs(
@@ -237,23 +237,26 @@ class _Replay:
         def totals(exiting: Floats, deferred: Floats, rest: float) -> Floats:
             """Mean over all rows, for 0, 1, 2, ... exits in the order of the scores."""
             gain: Floats = np.concatenate([[0.0], np.cumsum(exiting - deferred)])
-            return (rest + deferred.sum() + gain) / len(before)
+            mean: Floats = (rest + deferred.sum() + gain) / len(reached)
+            return mean
 
         accuracy = totals(
             self.correct[k][order].astype(np.float64),
             right_later[order].astype(np.float64),
-            float(right[~before].sum()),
+            float(right[~reached].sum()),
         )
-        mean_cost = totals(spent, spent + cost_later[order], float(cost[~before].sum()))
+        mean_cost = totals(spent, spent + cost_later[order], float(cost[~reached].sum()))
         # With no exits the stage is not run at all.
-        mean_cost[0] -= own.sum() / len(before)
+        mean_cost[0] -= own.sum() / len(reached)
         limits, valid = self._cuts(self.scores[k][order])
         return limits[valid], accuracy[valid], mean_cost[valid]
 
     def _cuts(self, descending: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Thresholds between neighbouring scores, and whether each really parts them."""
         above, below = descending[:-1], descending[1:]
-        between = self._score.shown(below + (above - below) / 2)
+        # A score of given probabilities may be infinite: exactly 1 and 0.
+        gap = np.where(np.isinf(above), 2.0, above - np.where(np.isinf(below), 0.0, below))
+        between = self._score.shown(below + gap / 2)
         compared = self._score.compared(between)
         parts = (below <= compared) & (compared < above) & (between < NEVER_EXIT)
         if not len(descending):

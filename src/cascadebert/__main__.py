@@ -1,0 +1,5 @@
+"""``python -m cascadebert``."""
+
+from cascadebert.cli.main import main
+
+main()

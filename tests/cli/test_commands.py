@@ -1,0 +1,238 @@
+"""The command line as a user meets it: answers, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascadebert import Cascade
+from cascadebert.cli.main import main
+from conftest import CORPUS, Make
+
+LABELS = ["good", "bad", "fair"]
+
+
+class Run:
+    """Runs a command in this process and keeps what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> Run:
+        self._monkeypatch.setattr(sys, "argv", ["cascadebert", *map(str, arguments)])
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        self.code = stopped.value.code or 0
+        self.out, self.err = self._capsys.readouterr()
+        return self
+
+    @property
+    def error(self) -> str:
+        lines = [line for line in self.err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "cascade"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    records = [{"id": i, "text": t, "label": LABELS[i % 3]} for i, t in enumerate(CORPUS * 5)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_main_job(run: Run, make: Make, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    small, large = make("small", architecture="distilbert"), make("large", seed=1)
+    assert run("build", small, large, "--output", out).code == 0
+    assert run(
+        "tune", out, "--data", rows, "--speedup", 1.1, "--json", tmp_path / "t.json"
+    ).code in (0, 1)
+    assert (
+        run("tune", out, "--data", rows, "--max-drop", 0.5, "--json", tmp_path / "t.json").code == 0
+    )
+    tuned = json.loads((tmp_path / "t.json").read_text())
+    assert Cascade.from_pretrained(out).thresholds == tuple(tuned["thresholds"])
+    assert run("evaluate", out, "--data", rows, "--json", tmp_path / "e.json").code == 0
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert result.keys() >= {
+        "accuracy", "reference_accuracy", "accuracy_drop", "agreement", "exit_fractions",
+        "speedup_measured", "speedup_flops", "speedup_layers", "seconds", "reference_seconds",
+        "rows", "dis", "ece", "stages",
+    }  # fmt: skip
+    assert all(s.keys() >= {"accuracy", "dis", "ece", "seconds"} for s in result["stages"])
+    assert result["rows"] == 40
+    assert sum(result["exit_fractions"]) == pytest.approx(1)
+    assert result["reference_accuracy"] == result["stages"][-1]["accuracy"]
+    answers = tmp_path / "answers.jsonl"
+    assert run("predict", out, "--input", rows, "--output", answers).code == 0
+    expected = Cascade.from_pretrained(out).predict([r["text"] for r in lines(rows)])
+    assert [r["label"] for r in lines(answers)] == expected.labels.tolist()
+    assert [r["stage"] for r in lines(answers)] == expected.stage.tolist()
+    assert [r["row"] for r in lines(answers)] == list(range(40))
+    card = (out / "README.md").read_text()
+    assert "small" in card
+    assert "held-out rows" in card
+
+
+def test_predict_through_pipes(run: Run, folder: Path, rows: Path) -> None:
+    done = run("predict", folder, "--input", "-", "--output", "-", stdin=rows.read_bytes())
+    assert done.code == 0
+    assert [json.loads(line)["row"] for line in done.out.splitlines()] == list(range(40))
+
+
+def test_predict_formats_columns_and_probabilities(
+    run: Run, folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "answers.csv"
+    arguments = ("--keep", "id", "--keep", "label", "--probabilities", "--text-pair-column", "text")
+    assert run("predict", folder, "--input", rows, "--output", target, *arguments).code == 0
+    header, first, *_ = target.read_text().splitlines()
+    assert header == (
+        "row,label,stage,confidence,probability_good,probability_bad,probability_fair,id,input_label"
+    ) or re.fullmatch(r"row,label,stage,confidence(,probability_\w+){3},id,input_label", header)
+    assert first.startswith("0,")
+    assert run("predict", folder, "--input", target, "--output", tmp_path / "x.parquet",
+               "--text-column", "input_label").code == 0  # fmt: skip
+
+
+def test_skip_writes_the_good_rows_and_the_reasons(run: Run, folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(
+        b'{"text": "fine"}\n{"text": null}\n{broken\n{"text": "\xff"}\n{"text": "  "}\n'
+        b'{"text": "also fine"}\n{"words": "a"}\n'
+    )
+    report = tmp_path / "report.json"
+    done = run("predict", folder, "--input", source, "--output", target, "--on-error", "skip",
+               "--json", report)  # fmt: skip
+    assert done.code == 0
+    assert [r["row"] for r in lines(target)] == [0, 5]
+    bad = lines(tmp_path / "answers.jsonl.errors.jsonl")
+    assert [r["row"] for r in bad] == [1, 2, 3, 4, 6]
+    assert all(r["reason"] and "line" in r["place"] for r in bad)
+    summary = json.loads(report.read_text())
+    assert (summary["rows"], summary["bad_rows"]) == (2, 5)
+    assert "5 rows could not be used" in done.err
+
+
+def test_fail_writes_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"text": "fine"}\n{"text": ""}\n')
+    done = run("predict", folder, "--input", source, "--output", target)
+    assert done.code == 2
+    assert "rows.jsonl, line 2: 'text' is empty" in done.error
+    assert "--on-error skip" in done.error
+    assert not target.exists()
+
+
+def test_million_characters_are_cut_and_counted(run: Run, folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(json.dumps({"text": "word " * 200_000}) + '\n{"text": "short"}\n')
+    done = run("predict", folder, "--input", source, "--output", target)
+    assert done.code == 0
+    assert len(lines(target)) == 2
+    assert "1 rows were longer than the stage reads" in done.err
+
+
+BAD_CALLS = [
+    (("predict", "{dir}", "--input", "{tmp}/no.csv", "--output", "{tmp}/o.csv"), "no such file"),
+    (("predict", "{dir}", "--input", "{tmp}/empty.csv", "--output", "{tmp}/o.csv"), "has no rows"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/o.xyz"), "the format"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/no/o.csv"), "does not exist"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/o.csv", "--keep", "x"), "--keep"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "-", "--on-error", "skip"), "--errors"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/o.csv", "--text-column", "x"),
+     "no field 'x'"),
+    (("predict", "{tmp}", "--input", "{rows}", "--output", "{tmp}/o.csv"), "not a cascade"),
+    (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/o.csv", "--runtime", "abacus"),
+     "no runtime is called 'abacus'"),
+    (("tune", "{dir}", "--data", "{rows}"), "name one target"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--max-drop", "0.1"), "one target"),
+    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--cost", "tears"), "no cost"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--label-column", "id"),
+     "not one that the cascade knows"),
+    (("evaluate", "{dir}", "--data", "{tmp}/nolabel.csv"), "no column 'label'"),
+    (("build", "{tmp}/none", "--output", "{tmp}/o"), "not a checkpoint"),
+    (("build", "{dir}/stages/1-distilbert", "--output", "{tmp}"), "is not a cascade"),
+    (("build", "{dir}/stages/1-distilbert", "--output", "{tmp}/o", "--map-labels", "x"),
+     "--map-labels"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[m for _, m in BAD_CALLS])
+def test_bad_calls_end_with_one_line_and_code_2(
+    run: Run, folder: Path, rows: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "nolabel.csv").write_text("text\na\n")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    record = (folder / "cascade.json").read_text()
+    done = run(*(a.format(dir=folder, rows=rows, tmp=tmp_path) for a in arguments))
+    assert done.code == 2, done.err
+    assert message in done.error
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert (folder / "cascade.json").read_text() == record
+
+
+def test_target_out_of_reach_is_a_failed_check(run: Run, folder: Path, rows: Path) -> None:
+    done = run("tune", folder, "--data", rows, "--speedup", 1e6)
+    assert done.code == 1
+    assert "out of reach" in done.error
+
+
+def test_damaged_files_end_with_code_2(run: Run, folder: Path, rows: Path, tmp_path: Path) -> None:
+    path = folder / "stages" / "1-distilbert" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:100])
+    done = run("predict", folder, "--input", rows, "--output", tmp_path / "o.csv")
+    assert done.code == 2
+    assert "model.onnx: damaged" in done.error
+
+
+def test_warnings_reach_the_user_as_one_line(run: Run, make: Make, tmp_path: Path) -> None:
+    large, small = make("large"), make("small", architecture="distilbert", seed=1)
+    done = run("build", large, small, "--output", tmp_path / "out")
+    assert done.code == 0
+    assert "warning: the stages are not ordered small to large" in done.err
+
+
+@pytest.mark.parametrize("command", ["build", "tune", "evaluate", "predict", "demo"])
+def test_help_has_examples(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    assert done.code == 0
+    assert "Examples" in done.out
+    assert f"cascadebert {command}" in done.out
+
+
+def test_closed_pipe_is_no_error(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"text": "fine"}\n' * 5000)
+    command = (
+        f"{sys.executable} -m cascadebert predict {folder} --input {source} --output - | head -1"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr

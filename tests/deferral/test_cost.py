@@ -1,0 +1,53 @@
+"""Accounting, against the numbers of the published run and by properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascadebert.deferral.cost import row_costs, runs_stage, speedup
+from cascadebert.errors import InputError
+
+# The authors' run on the 408 rows of MRPC dev, 2 and 12 layers: rows that exit at stage 1
+# and the speed-up that they print.
+PUBLISHED = [(377, 4.121), (349, 3.213), (321, 2.632), (284, 2.125)]
+
+
+@pytest.mark.parametrize(("exits", "printed"), PUBLISHED)
+def test_published_speedups(exits: int, printed: float) -> None:
+    stage = np.repeat([1, 2], [exits, 408 - exits])
+    assert round(speedup(stage, [2, 12]), 3) == printed
+
+
+def test_range_of_the_published_pair() -> None:
+    assert speedup([2] * 10, [2, 12]) == pytest.approx(0.857, abs=5e-4)
+    assert speedup([1] * 10, [2, 12]) == 6.0
+
+
+def test_stage_that_is_not_run_costs_nothing() -> None:
+    assert runs_stage([1.0, 0.3]).tolist() == [False, True, True]
+    assert row_costs([2, 3, 3], [1, 10, 100], [False, True, True]).tolist() == [10, 110, 110]
+    assert speedup([2] * 5, [2, 12], runs_stage([1.5])) == 1.0
+
+
+def test_costs_of_each_row() -> None:
+    costs = [[1, 10], [2, 20], [3, 30]]
+    assert row_costs([1, 2, 2], costs).tolist() == [1, 22, 33]
+    assert speedup([1, 2, 2], costs) == pytest.approx(60 / 56)
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=40),
+    st.lists(st.floats(0.1, 100), min_size=4, max_size=4),
+)
+def test_cost_is_the_sum_of_the_stages_passed(stage: list[int], costs: list[float]) -> None:
+    expected = [sum(costs[:s]) for s in stage]
+    np.testing.assert_allclose(row_costs(stage, costs), expected)
+    assert speedup(stage, costs) == pytest.approx(len(stage) * costs[-1] / sum(expected))
+
+
+def test_no_rows() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        speedup([], [1, 2])

@@ -1,0 +1,230 @@
+"""The folder on disk: whole, checked, and never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascadebert import Cascade
+from cascadebert.artifact import read_record
+from cascadebert.errors import ArtifactError
+
+TEXTS = ["a good film", "a bad one", "who knows"]
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "cascade.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_loaded_is_what_was_saved(cascade: Cascade, tmp_path: Path) -> None:
+    tuned = cascade.with_thresholds((0.3, 0.123456789012345))
+    again = Cascade.from_pretrained(tuned.save_pretrained(tmp_path / "again"))
+    assert again.thresholds == tuned.thresholds
+    assert again.labels == tuned.labels
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), tuned.predict_proba(TEXTS))
+
+
+def test_record_has_the_keys_of_the_contract(saved: Path) -> None:
+    values = json.loads((saved / "cascade.json").read_text())
+    assert values.keys() >= {
+        "schema_version",
+        "labels",
+        "stages",
+        "cost",
+        "score",
+        "thresholds",
+        "certificate",
+        "versions",
+        "data_fingerprint",
+    }
+    assert sorted(p.name for p in (saved / "stages").iterdir()) == [
+        "1-distilbert",
+        "2-roberta",
+        "3-deberta-v2",
+    ]
+
+
+def test_weights_lie_on_disk_once_and_without_pickle(saved: Path) -> None:
+    for stage in (saved / "stages").iterdir():
+        weights = (stage / "model.safetensors").stat().st_size
+        assert (stage / "model.onnx").read_bytes().count(b"model.safetensors") > 5
+        assert weights > 10_000
+    assert not [p for p in saved.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pickle")]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_file_is_named(copy: Path, name: str, damage: str) -> None:
+    path = copy / "stages" / "2-roberta" / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"2-roberta/{name}: (damaged|missing)"):
+        Cascade.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_unknown_schema_version(copy: Path, version: Any) -> None:
+    edit(copy, lambda values: values.update(schema_version=version))
+    with pytest.raises(ArtifactError, match=r"schema_version is .*, this cascadebert reads 1"):
+        Cascade.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "stages/../../x", "a\\..\\b", ""])
+def test_paths_that_leave_the_folder(copy: Path, path: str) -> None:
+    edit(copy, lambda values: values["stages"][0].update(folder=path))
+    with pytest.raises(ArtifactError, match="leaves the folder"):
+        Cascade.from_pretrained(copy)
+    edit(copy, lambda values: values["stages"][0].update(folder="stages/1-distilbert"))
+    edit(copy, lambda values: values["stages"][0]["files"].update({f"../{path}x": "0"}))
+    with pytest.raises(ArtifactError, match="leaves the folder"):
+        Cascade.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("labels"),
+        lambda values: values.update(surprise=1),
+        lambda values: values.update(stages=[]),
+        lambda values: values.update(thresholds=[0.5]),
+        lambda values: values["stages"][0].update(cost=None),
+        lambda values: values["stages"][0].pop("inputs"),
+    ],
+)
+def test_damaged_record(copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    edit(copy, change)
+    with pytest.raises(ArtifactError, match=r"cascade.json: damaged"):
+        Cascade.from_pretrained(copy)
+
+
+def test_not_json_and_not_a_cascade(copy: Path, tmp_path: Path) -> None:
+    (copy / "cascade.json").write_text("{ no")
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        Cascade.from_pretrained(copy)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="not a cascade"):
+        Cascade.from_pretrained(tmp_path / "empty")
+
+
+def test_other_folders_are_not_overwritten(cascade: Cascade, tmp_path: Path) -> None:
+    precious = tmp_path / "home" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(ArtifactError, match="is not a cascade"):
+        cascade.save_pretrained(precious.parent)
+    with pytest.raises(ArtifactError, match="is a file"):
+        cascade.save_pretrained(precious)
+    assert precious.read_text() == "years of work"
+
+
+# Runs in a process of its own, which kills itself at the n-th call that changes the disk.
+KILLED_SAVE = """
+import os, pathlib, shutil, signal, sys
+from cascadebert import Cascade
+source, target, fatal = sys.argv[1], sys.argv[2], int(sys.argv[3])
+cascade = Cascade.from_pretrained(source).with_thresholds((0.25, 0.25))
+calls = 0
+def deadly(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+for owner, name in [(pathlib.Path, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "mkdir"),
+                    (pathlib.Path, "write_text"), (shutil, "copytree"), (shutil, "rmtree"),
+                    (os, "fsync")]:
+    setattr(owner, name, deadly(getattr(owner, name)))
+cascade.save_pretrained(target)
+print("saved")
+"""
+
+
+@pytest.mark.parametrize("where", ["over another", "over itself"])
+def test_save_killed_at_any_step_leaves_a_whole_cascade(
+    copy: Path, tmp_path: Path, where: str
+) -> None:
+    target = tmp_path / "target"
+    seen = set()
+    for fatal in range(1, 100, 4 if where == "over another" else 1):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(copy, target)
+        source = copy if where == "over another" else target
+        arguments = [sys.executable, "-c", KILLED_SAVE, str(source), str(target), str(fatal)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        thresholds = Cascade.from_pretrained(target).thresholds
+        assert thresholds in ((0.8, 0.8), (0.25, 0.25))
+        seen.add(thresholds)
+        if done.returncode == 0:
+            break
+    assert seen == {(0.8, 0.8), (0.25, 0.25)}
+    # What a killed run left behind is gone after the next good one.
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".target")] == []
+
+
+def test_swap_interrupted_between_its_renames_is_undone(copy: Path) -> None:
+    copy.rename(copy.with_name(".copy.old"))
+    assert read_record(copy).thresholds == (0.8, 0.8)
+    assert copy.is_dir()
+
+
+def test_hub_cache_of_links_loads(copy: Path, tmp_path: Path) -> None:
+    """The hub's cache keeps files elsewhere under their hashes and links to them."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    for i, path in enumerate(p for p in copy.rglob("*") if p.is_file()):
+        link = snapshot / path.relative_to(copy)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blobs / str(i))
+        link.symlink_to(os.path.relpath(blobs / str(i), link.parent))
+    linked = Cascade.from_pretrained(snapshot)
+    expected = Cascade.from_pretrained(copy).predict_proba(TEXTS)
+    np.testing.assert_array_equal(linked.predict_proba(TEXTS), expected)
+
+
+def test_push_to_hub_uploads_a_loadable_cascade(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub itself is out of reach here: its client's three calls stand for it."""
+    import huggingface_hub
+
+    class Api:
+        def create_repo(self, name: str, **_: Any) -> Any:
+            return type("Url", (), {"repo_id": f"someone/{name}"})
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **_: Any) -> Any:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return type("Commit", (), {"commit_url": f"hub/{repo_id}/commit/1"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: str(tmp_path / name))
+    assert cascade.push_to_hub("mine") == "hub/someone/mine/commit/1"
+    monkeypatch.chdir("/")
+    loaded = Cascade.from_pretrained("someone/mine")
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), cascade.predict_proba(TEXTS))

@@ -1,0 +1,239 @@
+"""What a cascade promises, on three stages of different make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cascadebert import Cascade, MaxDrop, Rows, Speedup
+from cascadebert.cascade import Prediction
+from cascadebert.deferral.confidence import max_probability_log_odds, softmax
+from cascadebert.errors import CascadeWarning, InputError, TargetError
+from conftest import CORPUS
+
+WORDS = sorted({word for line in CORPUS for word in line.split()})
+texts = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1, max_size=25
+)
+thresholds = st.tuples(st.floats(0, 1.2), st.floats(0, 1.2))
+in_fixture = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+VARIED = [f"{line} {word}" for line in CORPUS for word in WORDS[::6]]
+
+
+def same(a: Prediction, b: Prediction) -> None:
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_array_equal(a.stage, b.stage)
+    np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-4)
+
+
+def safe(cascade: Cascade, rows: list[str], limits: tuple[float, ...]) -> bool:
+    """No score so near its threshold that rounding may move the row."""
+    for stage, limit in zip(cascade.stages, limits, strict=False):
+        logits = stage.run_all(Rows(rows)).logits
+        score = max_probability_log_odds(logits)
+        with np.errstate(divide="ignore"):
+            edge = np.log(min(limit, 1.0)) - np.log1p(-min(limit, 1.0))
+        if (np.abs(score - edge) < 1e-3).any():
+            return False
+    return True
+
+
+@given(rows=texts, limits=thresholds, seed=st.integers(0, 100))
+@in_fixture
+def test_answers_follow_their_rows_in_any_order(
+    cascade: Cascade, rows: list[str], limits: tuple[float, float], seed: int
+) -> None:
+    if not safe(cascade, rows, limits):
+        return
+    tuned = cascade.with_thresholds(limits)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    out = tuned.predict(rows)
+    turned = tuned.predict([rows[i] for i in order])
+    np.testing.assert_array_equal(out.labels[order], turned.labels)
+    np.testing.assert_array_equal(out.stage[order], turned.stage)
+    np.testing.assert_allclose(out.probabilities[order], turned.probabilities, atol=1e-4)
+
+
+@given(rows=texts, limits=thresholds, window=st.integers(1, 12))
+@in_fixture
+def test_iterator_gives_what_predict_gives(
+    cascade: Cascade, rows: list[str], limits: tuple[float, float], window: int
+) -> None:
+    if not safe(cascade, rows, limits):
+        return
+    tuned = cascade.with_thresholds(limits)
+    parts = list(tuned.predict_iter(iter(rows), window=window))
+    assert [len(part) for part in parts[:-1]] == [window] * (len(parts) - 1)
+    joined = Prediction(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in Prediction.__annotations__)
+    )
+    same(joined, tuned.predict(rows))
+
+
+@given(rows=texts, budget=st.integers(1, 300))
+@in_fixture
+def test_token_budget_changes_no_logit(cascade: Cascade, rows: list[str], budget: int) -> None:
+    for stage in cascade.stages:
+        tokens = stage.tokenize(Rows(rows))
+        expected = stage.run_all(Rows(rows)).logits
+        seen = np.zeros(len(rows), dtype=int)
+        for positions, logits in stage.run(tokens, token_budget=budget):
+            seen[positions] += 1
+            assert len(positions) == 1 or len(positions) * tokens.lengths[positions].max() <= budget
+            np.testing.assert_allclose(logits, expected[positions], atol=1e-4)
+        assert (seen == 1).all()
+
+
+@given(rows=texts, limits=thresholds)
+@in_fixture
+def test_every_row_is_answered_once(
+    cascade: Cascade, rows: list[str], limits: tuple[float, float]
+) -> None:
+    counted: list[int] = []
+    out = cascade.with_thresholds(limits).predict(rows, progress=counted.append)
+    assert len(out) == len(rows) == sum(counted)
+    assert np.bincount(out.stage - 1, minlength=3).sum() == len(rows)
+    np.testing.assert_allclose(out.probabilities.sum(axis=1), 1)
+    assert ((out.confidence >= 0) & (out.confidence <= 1)).all()
+    exited = out.stage < 3
+    assert (out.confidence[exited] > np.array(limits)[out.stage[exited] - 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((0, 0), 1), ((0, 1.5), 1), ((1.5, 0), 2), ((1.5, 1.5), 3), ((1, 1), 3)],
+)
+def test_thresholds_of_0_and_above_1(
+    cascade: Cascade, limits: tuple[float, float], expected: int
+) -> None:
+    out = cascade.with_thresholds(limits).predict(VARIED)
+    assert set(out.stage) == {expected}
+    alone = cascade.stages[expected - 1].run_all(Rows(VARIED)).logits
+    np.testing.assert_allclose(out.probabilities, softmax(alone), atol=1e-4)
+    same(out, cascade.alone(expected).predict(VARIED))
+
+
+def test_stage_that_lets_no_row_exit_is_not_run(
+    cascade: Cascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("stage 1 was run")
+
+    tuned = cascade.with_thresholds((1.0, 0.5))
+    monkeypatch.setattr(tuned.stages[0], "_runtime", fail)
+    assert set(tuned.predict(VARIED).stage) <= {2, 3}
+
+
+def test_one_stage_is_a_cascade(make: Any) -> None:
+    single = Cascade.from_stages([make("only")])
+    out = single.predict(VARIED)
+    assert set(out.stage) == {1}
+    assert single.tune(Rows(VARIED, None, out.labels.tolist()), MaxDrop(0)).thresholds == ()
+    assert set(single.predict(VARIED).stage) == {1}
+
+
+def test_no_rows_give_empty_arrays(cascade: Cascade) -> None:
+    out = cascade.predict([])
+    assert len(out) == 0
+    assert out.probabilities.shape == (0, 3)
+
+
+def test_forms_of_input_agree(cascade: Cascade) -> None:
+    first, second = VARIED[:6], VARIED[6:12]
+    pairs = list(zip(first, second, strict=True))
+    mappings = [{"text": a, "text_pair": b} for a, b in pairs]
+    expected = cascade.predict(first, second)
+    for form in (pairs, mappings, Rows(first, second)):
+        same(cascade.predict(form), expected)
+    datasets = pytest.importorskip("datasets")
+    same(cascade.predict(datasets.Dataset.from_list(mappings)), expected)
+    assert not np.allclose(expected.probabilities, cascade.predict(first).probabilities)
+
+
+def test_call_is_like_a_pipeline(cascade: Cascade) -> None:
+    out = cascade.predict(VARIED[:3])
+    answers = cascade(VARIED[:3])
+    assert [answer["label"] for answer in answers] == out.labels.tolist()
+    assert [answer["score"] for answer in answers] == out.probabilities.max(axis=1).tolist()
+    (one,) = cascade(VARIED[0])
+    assert one["label"] == answers[0]["label"]
+    assert one["score"] == pytest.approx(answers[0]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["fine", "  \t"], "row 1: 'text' is empty or only white space"),
+        (["fine", None], "row 1: 'text' is null"),
+        (["fine", 7], "row 1: 'text' is int 7, not a string"),
+        (["bad \ud800 surrogate"], "row 0: 'text' is not valid UTF-8"),
+        ([("a", ""), ("b", "c")], "row 0: 'text_pair' is empty"),
+        ([{"txt": "a"}], "row 0: no key 'text'"),
+    ],
+)
+def test_unusable_rows_are_named(cascade: Cascade, rows: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cascade.predict(rows)
+
+
+def test_long_text_is_cut_and_counted(cascade: Cascade) -> None:
+    out = cascade.predict(["short", "word " * 200_000, "also short"])
+    assert out.truncated.tolist() == [False, True, False]
+
+
+def test_untuned_cascade_says_so_and_answers_with_the_last_stage(
+    checkpoints: Any,
+) -> None:
+    untuned = Cascade.from_stages([checkpoints["bert"], checkpoints["electra"]])
+    with pytest.warns(CascadeWarning, match="no thresholds yet"):
+        out = untuned.predict(VARIED[:4])
+    assert set(out.stage) == {2}
+
+
+@pytest.mark.parametrize("limits", [(0.5,), (0.5, 0.5, 0.5), (-0.1, 0.5), (float("nan"), 0.5)])
+def test_thresholds_that_do_not_fit_are_refused(cascade: Cascade, limits: Any) -> None:
+    with pytest.raises(InputError, match="thresholds"):
+        cascade.with_thresholds(limits)
+
+
+@pytest.mark.parametrize("cost", ["flops", "layers", "seconds"])
+def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    answers = [fresh.alone(number).predict(VARIED).labels for number in (1, 2, 3)]
+    truth = [str(answers[i % 3][i]) for i in range(len(VARIED))]
+    policy = fresh.tune(Rows(VARIED, None, truth), Speedup(1.2), cost=cost)
+    assert policy.speedup >= 1.2 - 1e-9
+    out = fresh.predict(VARIED)
+    assert fresh.thresholds == policy.thresholds
+    np.testing.assert_allclose(
+        np.bincount(out.stage - 1, minlength=3) / len(VARIED), policy.exit_fractions, atol=0.02
+    )
+    assert (out.labels == truth).mean() == pytest.approx(policy.accuracy, abs=0.02)
+
+
+def test_impossible_target_leaves_the_thresholds(saved: Any) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    rows = Rows(VARIED, None, fresh.predict(VARIED).labels.tolist())
+    with pytest.raises(TargetError, match=r"Speedup\(value=1000\) is out of reach"):
+        fresh.tune(rows, Speedup(1000), cost="flops")
+    assert fresh.thresholds == (0.8, 0.8)
+
+
+def test_tuning_warns_of_a_stage_worse_than_chance(saved: Any) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    answers = fresh.alone(1).predict(VARIED).labels
+    turn = dict(zip(fresh.labels, fresh.labels[1:] + fresh.labels[:1], strict=True))
+    wrong = Rows(VARIED, None, [turn[label] for label in answers])
+    with pytest.warns(CascadeWarning, match="less than chance"):
+        fresh.tune(wrong, MaxDrop(0.5), cost="flops")
+
+
+def test_label_the_cascade_does_not_know(cascade: Cascade) -> None:
+    with pytest.raises(InputError, match="row 1: label 'awful' is not one that the cascade knows"):
+        cascade.tune(Rows(["a", "b"], None, ["bad", "awful"]), MaxDrop(0.1))

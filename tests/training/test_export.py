@@ -1,0 +1,120 @@
+"""Checkpoints that cannot become a stage, and exports that must not pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from cascadebert import Cascade, Rows
+from cascadebert.errors import ArtifactError, CascadeWarning, ExportError, InputError
+from cascadebert.training import export
+from conftest import LABELS, Make, make_tokenizer
+
+
+def test_large_to_small_is_warned_with_the_costs(checkpoints: dict[str, Path]) -> None:
+    with pytest.warns(CascadeWarning, match=r"not ordered small to large .*roberta .*bert"):
+        Cascade.from_stages([checkpoints["xlm-roberta"], checkpoints["distilbert"]])
+
+
+def test_flops_are_those_of_the_matrices(make: Make) -> None:
+    """Counted by hand for BERT: q, k, v, o and the two feed-forward products, and attention."""
+    stage = Cascade.from_stages([make("a")]).stages[0]
+    hidden, layers, inner, classes = 16, 2, 32, len(LABELS)
+    a, b, c = stage.record.cost.flops
+    assert b == 2 * layers * (4 * hidden * hidden + 2 * hidden * inner)
+    assert c == 2 * layers * 2 * hidden
+    assert a == 2 * (hidden * hidden + hidden * classes)
+
+
+def test_a_graph_that_disagrees_is_not_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = export._write_onnx
+
+    def with_other_weights(model: torch.nn.Module, *rest: object) -> None:
+        # The graph reads its weights from the file; bake one that differs into the graph.
+        with torch.no_grad():
+            model.classifier.bias += 0.01
+        monkeypatch.setattr(export, "_point_at_safetensors", lambda *_: None)
+        write(model, *rest)
+
+    monkeypatch.setattr(export, "_write_onnx", with_other_weights)
+    with pytest.raises(ExportError, match=r"ONNX Runtime and torch differ by 1.0e-02"):
+        Cascade.from_stages([make("a")])
+
+
+def test_given_rows_are_checked_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    check = export._check_same_logits
+    monkeypatch.setattr(
+        export, "_check_same_logits", lambda *args: (seen.append(args[2]), check(*args))
+    )
+    rows = Rows(["a text of my own"], ["and its pair"])
+    Cascade.from_stages([make("a")], rows=rows)
+    assert seen[-1] is rows
+    assert len(seen) == 2
+
+
+def test_maximum_length(make: Make) -> None:
+    checkpoint = make("a")
+    assert Cascade.from_stages([checkpoint]).stages[0].record.max_length == 24
+    shorter = Cascade.from_stages([checkpoint], max_length=8)
+    assert shorter.predict(["one two three four five six seven eight nine"]).truncated[0]
+    for impossible in (2, 65):
+        with pytest.raises(InputError, match=f"maximum length {impossible} is not possible"):
+            Cascade.from_stages([checkpoint], max_length=impossible)
+
+
+def test_positions_counted_from_the_padding_id(checkpoints: dict[str, Path]) -> None:
+    """RoBERTa has 64 positions and uses 62; one more would read past its table."""
+    assert Cascade.from_stages([checkpoints["roberta"]], max_length=62)
+    with pytest.raises(InputError, match="reads 3 to 62 tokens"):
+        Cascade.from_stages([checkpoints["roberta"]], max_length=63)
+
+
+def test_encoder_without_a_head(make: Make, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(make("a")).save_pretrained(encoder)
+    make_tokenizer("wordpiece").save_pretrained(encoder)
+    with pytest.raises(ArtifactError, match=r"has no weights for classifier.*fine-tune it"):
+        Cascade.from_stages([encoder])
+
+
+def test_multi_label_is_refused(make: Make) -> None:
+    checkpoint = make("a")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="multi-label"):
+        Cascade.from_stages([checkpoint])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damaged_checkpoint_is_named_in_one_line(make: Make, name: str) -> None:
+    checkpoint = make("a")
+    path = checkpoint / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ArtifactError) as caught:
+        Cascade.from_stages([checkpoint])
+    assert str(checkpoint) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a checkpoint that transformers can open"):
+        Cascade.from_stages([tmp_path / "nowhere"])
+
+
+def test_no_stages() -> None:
+    with pytest.raises(InputError, match="at least one stage"):
+        Cascade.from_stages([])
+
+
+def test_stages_with_broken_weights_say_so(make: Make) -> None:
+    cascade = Cascade.from_stages([make("a")])
+    cascade.stages[0]._runtime = lambda batch: np.full((len(batch["input_ids"]), 3), np.nan)
+    with pytest.raises(Exception, match="logits that are not finite for row 0"):
+        cascade.predict(["a"])

@@ -1,0 +1,70 @@
+"""Fine-tuning gives a checkpoint that is a stage; how good it is is not a matter for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cascadebert import Cascade, Rows, fine_tune
+from cascadebert.errors import InputError
+from conftest import CORPUS, Make
+
+ROWS = Rows(CORPUS, None, ["yes", "no"] * 4)
+
+
+def test_fine_tuned_checkpoint_is_a_stage(make: Make, tmp_path: Path) -> None:
+    done: list[int] = []
+    checkpoint = fine_tune(
+        make("encoder"), ROWS, tmp_path / "tuned", epochs=2, batch_size=4, progress=done.append
+    )
+    cascade = Cascade.from_stages([checkpoint])
+    assert cascade.labels == ("no", "yes")
+    assert set(cascade.predict(CORPUS).labels) <= {"no", "yes"}
+    assert sum(done) == 16
+
+
+def test_same_seed_same_weights(make: Make, tmp_path: Path) -> None:
+    encoder = make("encoder")
+    weights = [
+        load_file(fine_tune(encoder, ROWS, tmp_path / str(i), seed=seed) / "model.safetensors")
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    for name, tensor in weights[0].items():
+        np.testing.assert_array_equal(tensor, weights[1][name])
+    assert any((weights[0][name] != weights[2][name]).any() for name in weights[0])
+
+
+def test_training_lowers_the_loss(make: Make, tmp_path: Path) -> None:
+    encoder = make("encoder", spread=0.05)
+    few = fine_tune(encoder, ROWS, tmp_path / "few", epochs=1, learning_rate=1e-6)
+    many = fine_tune(encoder, ROWS, tmp_path / "many", epochs=60, learning_rate=3e-3)
+    truth = np.array([["no", "yes"].index(label) for label in ROWS.labels or ()])
+
+    def loss(checkpoint: Path) -> float:
+        probabilities = Cascade.from_stages([checkpoint]).predict_proba(CORPUS)
+        return float(-np.log(probabilities[np.arange(len(truth)), truth]).mean())
+
+    assert loss(many) < loss(few)
+
+
+def test_labels_in_a_given_order(make: Make, tmp_path: Path) -> None:
+    checkpoint = fine_tune(make("encoder"), ROWS, tmp_path / "tuned", labels=["yes", "no", "maybe"])
+    assert Cascade.from_stages([checkpoint]).labels == ("yes", "no", "maybe")
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "message"),
+    [
+        (Rows(CORPUS), None, "have no labels"),
+        (Rows(["a"], None, ["x"]), None, "two labels or more"),
+        (ROWS, ["yes", "maybe"], r"labels \['no'\] are in the rows"),
+    ],
+)
+def test_unusable_rows(
+    make: Make, tmp_path: Path, rows: Rows, labels: list[str] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fine_tune(make("encoder"), rows, tmp_path / "tuned", labels=labels)
