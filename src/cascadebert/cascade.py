@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import shutil
 import tempfile
 import warnings
@@ -294,7 +295,9 @@ class Cascade:
         self, number: int, logits: NDArray[np.float32], truth: NDArray[np.int64]
     ) -> None:
         accuracy = float((logits.argmax(axis=1) == truth).mean())
-        if accuracy < 1 / len(self.labels):
+        chance = 1 / len(self.labels)
+        noise = 3 * math.sqrt(chance * (1 - chance) / len(truth))
+        if accuracy < chance - noise:
             warnings.warn(
                 f"stage {number} '{self.stages[number - 1].name}' is right on {accuracy:.1%} of "
                 "the rows, less than chance: are its label names in the order of its logits?",

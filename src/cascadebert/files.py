@@ -418,7 +418,7 @@ class RowWriter:
 
     def _write_separated(self, records: Sequence[Record]) -> None:
         if self._format == "csv":
-            writer = csv.writer(self._lines, lineterminator="\n")
+            writer = csv.writer(self._lines)
         else:
             writer = csv.writer(
                 self._lines, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n"

@@ -212,6 +212,7 @@ def test_damaged_files_end_with_code_2(run: Run, folder: Path, rows: Path, tmp_p
     assert "model.onnx: damaged" in done.error
 
 
+@pytest.mark.filterwarnings("always::cascadebert.errors.CascadeWarning")
 def test_warnings_reach_the_user_as_one_line(run: Run, make: Make, tmp_path: Path) -> None:
     large, small = make("large"), make("small", architecture="distilbert", seed=1)
     done = run("build", large, small, "--output", tmp_path / "out")

@@ -133,10 +133,10 @@ def _warn_of_order(stages: Sequence[StageRecord]) -> None:
     costs = [float(stage.cost.row_flops(_TYPICAL_TOKENS)) for stage in stages]
     if costs != sorted(costs):
         shown = ", ".join(
-            f"{stage.name} {cost / 1e6:,.0f}" for stage, cost in zip(stages, costs, strict=True)
+            f"{stage.name} {cost:.1e}" for stage, cost in zip(stages, costs, strict=True)
         )
         warnings.warn(
-            f"the stages are not ordered small to large (million operations for a row of "
+            f"the stages are not ordered small to large (operations for a row of "
             f"{_TYPICAL_TOKENS} tokens: {shown}); a cascade saves time when the cheapest is first",
             CascadeWarning,
             stacklevel=4,
