@@ -55,7 +55,14 @@ def columns(text: str, pair: str | None, label: str = "label") -> Columns:
 def progress_bar(
     title: str, total: int | None, unit: str = "rows"
 ) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; the block gets a function to call with what is done."""
+    """A bar on standard error; the block gets a function to call with what is done.
+
+    Where standard error is no terminal there is a line with the title instead.
+    """
+    if not errors.is_terminal:
+        errors.print(f"{title} ...")
+        yield lambda _: None
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

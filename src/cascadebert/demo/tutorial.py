@@ -20,7 +20,7 @@ from cascadebert.evaluation.frontier import plot_frontier
 # Opens a progress bar, given a title and a number of rows.
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-TRAINING_ROWS = 8_000
+TRAINING_ROWS = 6_000
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -100,6 +101,8 @@ def fine_tune(
             data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
             callbacks=[*callbacks, *([_Progress(progress)] if progress else [])],
         )
+        # Without its progress bars the Trainer prints its statistics instead.
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     with quiet():
         model.save_pretrained(output)
