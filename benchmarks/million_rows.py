@@ -42,10 +42,12 @@ def write_rows(texts: list[str], count: int, path: Path) -> None:
 def measure(cascade: Path, source: Path, target: Path) -> dict[str, Any]:
     """Run the command, and read its own report and its peak memory."""
     report = target.with_suffix(".json")
+    # ru_maxrss would start from the peak of this process; VmHWM is the child's own.
     code = (
-        "import resource, sys; from cascadebert.cli.main import main\n"
+        "import re, pathlib; from cascadebert.cli.main import main\n"
         "try: main()\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "finally: print(*re.findall(r'VmHWM:\\s*(\\d+)', "
+        "pathlib.Path('/proc/self/status').read_text()))"
     )
     arguments = ["predict", cascade, "--input", source, "--output", target, "--json", report]
     command = [sys.executable, "-c", code, *map(str, arguments)]

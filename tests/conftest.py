@@ -77,6 +77,11 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         cls_token=first,
         sep_token=last,
         model_max_length=MAX_TOKENS,
+        model_input_names=[
+            "input_ids",
+            "attention_mask",
+            *([] if kind == "bpe" else ["token_type_ids"]),
+        ],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def transformers_logits(checkpoint: Path, rows: Rows, labels: tuple[str, ...]) -
         truncation=True,
         return_tensors="pt",
     )
-    if getattr(model.config, "type_vocab_size", 0) < 2:
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
         batch.pop("token_type_ids", None)
     with torch.inference_mode():
         logits = model.eval()(**batch).logits.numpy()
@@ -58,6 +59,11 @@ def test_logits_are_those_of_transformers(
     logits = nine.stages[NAMES.index(name)].run_all(rows).logits
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert np.ptp(expected, axis=0).max() > 1e-2, "the rows should not all look alike"
+
+
+def test_token_types_are_fed_to_the_models_that_have_them(nine: Cascade) -> None:
+    fed = {s.name for s in nine.stages if "token_type_ids" in s.record.inputs}
+    assert fed == {"bert", "electra", "albert"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cascadebert import Cascade, MaxDrop, Rows, Speedup
@@ -49,8 +49,7 @@ def safe(cascade: Cascade, rows: list[str], limits: tuple[float, ...]) -> bool:
 def test_answers_follow_their_rows_in_any_order(
     cascade: Cascade, rows: list[str], limits: tuple[float, float], seed: int
 ) -> None:
-    if not safe(cascade, rows, limits):
-        return
+    assume(safe(cascade, rows, limits))
     tuned = cascade.with_thresholds(limits)
     order = np.random.default_rng(seed).permutation(len(rows))
     out = tuned.predict(rows)
@@ -65,8 +64,7 @@ def test_answers_follow_their_rows_in_any_order(
 def test_iterator_gives_what_predict_gives(
     cascade: Cascade, rows: list[str], limits: tuple[float, float], window: int
 ) -> None:
-    if not safe(cascade, rows, limits):
-        return
+    assume(safe(cascade, rows, limits))
     tuned = cascade.with_thresholds(limits)
     parts = list(tuned.predict_iter(iter(rows), window=window))
     assert [len(part) for part in parts[:-1]] == [window] * (len(parts) - 1)
@@ -175,11 +173,40 @@ def test_call_is_like_a_pipeline(cascade: Cascade) -> None:
         (["bad \ud800 surrogate"], "row 0: 'text' is not valid UTF-8"),
         ([("a", ""), ("b", "c")], "row 0: 'text_pair' is empty"),
         ([{"txt": "a"}], "row 0: no key 'text'"),
+        ([{"text": "a"}, {"text": "b", "text_pair": "c"}], "row 0: no key 'text_pair'"),
+        ([("a", "b"), "c"], "row 1: 'c' is not a .text, text_pair."),
+        ({"text": ["a"]}, "a dict is not a sequence of rows"),
+        (b"bytes", "a bytes is not a sequence of rows"),
     ],
 )
 def test_unusable_rows_are_named(cascade: Cascade, rows: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         cascade.predict(rows)
+
+
+def test_tables_are_not_taken_for_their_column_names(cascade: Cascade) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"text": VARIED[:3]})
+    with pytest.raises(InputError, match="a DataFrame is not a sequence of rows"):
+        cascade.predict(table)
+    same(cascade.predict(table.to_dict("records")), cascade.predict(VARIED[:3]))
+    same(cascade.predict(table["text"]), cascade.predict(VARIED[:3]))
+
+
+def test_arrays_and_integers_as_labels(saved: Any) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    out = fresh.predict(np.array(VARIED), np.array(VARIED[::-1]))
+    fresh.tune(Rows(VARIED, None, out.labels), MaxDrop(0.9), cost="flops")
+    assert Rows(["a", "b"], None, np.array([0, 1])).labels == ["0", "1"]
+    with pytest.raises(InputError, match=r"row 1: 'label' is 1.5"):
+        Rows(["a", "b"], None, [0, 1.5])
+
+
+def test_stream_errors_count_from_its_start(cascade: Cascade) -> None:
+    with pytest.raises(InputError, match="row 5: 'text' is null"):
+        list(cascade.predict_iter([*VARIED[:5], None], window=2))
+    with pytest.raises(InputError, match="a window of 0 rows"):
+        list(cascade.predict_iter(VARIED, window=0))
 
 
 def test_long_text_is_cut_and_counted(cascade: Cascade) -> None:

@@ -32,9 +32,19 @@ out = cascade.predict(["a film", "two films"])
 rows = Rows(["a film", "two films"], None, list(out.labels))
 cascade.tune(rows, MaxDrop(0.5), cost="flops")
 evaluate(cascade, rows)
-assert not [name for name in sys.modules if name.split(".")[0] in ("torch", "transformers")]
+from cascadebert import *
+heavy = [name for name in sys.modules if name.split(".")[0] in ("torch", "transformers")]
+assert not heavy, heavy
 """
     done = run(code, str(saved))
+    assert done.returncode == 0, done.stderr
+    # Also where they are installed they are not imported.
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys" + code, str(saved)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -56,6 +66,9 @@ def test_what_is_missing_is_named_with_the_extra(saved: Path, tmp_path: Path) ->
         "train": ("build", str(saved / "stages" / "1-distilbert"), "--output", str(tmp_path / "o")),
         "demo": ("demo", "--output", str(tmp_path / "demo")),
     }
+    done = run("from cascadebert import fine_tune")
+    assert "MissingDependencyError" in done.stderr
+    assert 'pip install "cascadebert[train]"' in done.stderr
     for extra, arguments in calls.items():
         done = run(main, *arguments)
         assert done.returncode == 2, done.stderr

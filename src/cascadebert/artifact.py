@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +30,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cascadebert.errors import ArtifactError
+from cascadebert.errors import ArtifactError, InputError
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "cascade.json"
 CARD_FILE = "README.md"
 MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+STAGE_FILES = ("config.json", MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,6 @@ def read_record(folder: Path) -> CascadeRecord:
             or unknown key, or a path that leaves the folder.
     """
     path = folder / RECORD_FILE
-    _recover(folder)
     if not path.is_file():
         raise ArtifactError(
             f"{folder}: not a cascade (no {RECORD_FILE} in it); "
@@ -119,7 +122,7 @@ def read_record(folder: Path) -> CascadeRecord:
         )
     try:
         record = _parse_record(values)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, InputError) as error:
         raise ArtifactError(
             f"{path}: damaged ({type(error).__name__}: {error}); build the cascade again"
         ) from None
@@ -130,67 +133,70 @@ def read_record(folder: Path) -> CascadeRecord:
 
 
 def _parse_record(values: dict[str, Any]) -> CascadeRecord:
-    def parse_stage(stage: dict[str, Any]) -> StageRecord:
-        cost = stage["cost"]
-        return StageRecord(
-            **{
-                **stage,
-                "labels": tuple(stage["labels"]),
-                "inputs": tuple(stage["inputs"]),
-                "cost": StageCost(**{**cost, "flops": tuple(cost["flops"])}),
-                "files": dict(stage["files"]),
-            }
-        )
-
     thresholds = values["thresholds"]
-    stages = tuple(parse_stage(stage) for stage in values["stages"])
     record = CascadeRecord(
         **{
             **values,
             "labels": tuple(values["labels"]),
-            "stages": stages,
+            "stages": tuple(_parse_stage(stage) for stage in values["stages"]),
             "thresholds": None if thresholds is None else tuple(float(t) for t in thresholds),
         }
     )
-    if not stages:
+    if not record.stages:
         raise ValueError("it has no stages")
-    if record.thresholds is not None and len(record.thresholds) != len(stages) - 1:
-        raise ValueError(f"{len(record.thresholds)} thresholds for {len(stages)} stages")
+    for stage in record.stages:
+        if sorted(stage.labels) != sorted(set(record.labels)):
+            raise ValueError(f"stage {stage.name!r} has other labels than the cascade")
+    if record.thresholds is not None:
+        check_thresholds(record.thresholds, len(record.stages))
     return record
 
 
-def _refuse_escape(record_path: Path, name: str) -> None:
-    parts = PurePosixPath(name).parts
+def _parse_stage(values: dict[str, Any]) -> StageRecord:
+    cost = values["cost"]
+    stage = StageRecord(
+        **{
+            **values,
+            "labels": tuple(values["labels"]),
+            "inputs": tuple(values["inputs"]),
+            "cost": StageCost(**{**cost, "flops": tuple(map(float, cost["flops"]))}),
+            "files": dict(values["files"]),
+        }
+    )
+    if not set(STAGE_FILES) <= set(stage.files):
+        raise ValueError(f"'files' lacks one of {STAGE_FILES}")
+    if not (isinstance(stage.max_length, int) and stage.max_length > 0):
+        raise ValueError(f"max_length is {stage.max_length!r}")
+    if stage.truncation_side not in ("left", "right"):
+        raise ValueError(f"truncation_side is {stage.truncation_side!r}")
+    if not set(stage.inputs) <= {"input_ids", "attention_mask", "token_type_ids"}:
+        raise ValueError(f"inputs are {stage.inputs!r}")
+    return stage
+
+
+def check_thresholds(thresholds: Sequence[float], stages: int) -> None:
+    """Refuse thresholds that a cascade of so many stages cannot have.
+
+    Raises:
+        InputError: not one a stage but the last, or not all from 0 up and finite.
+    """
+    if len(thresholds) != stages - 1:
+        raise InputError(
+            f"{len(thresholds)} thresholds for {stages} stages; "
+            f"give {stages - 1}, one a stage but the last"
+        )
+    if not all(0 <= value < math.inf for value in thresholds):
+        raise InputError(f"thresholds {thresholds} are not all numbers from 0 up; mend them")
+
+
+def _refuse_escape(record_path: Path, name: object) -> None:
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     # Links are not resolved: the hub's cache is made of them, and hashes guard the content.
-    if not parts or ".." in parts or "\\" in name or PurePosixPath(name).is_absolute():
+    if not parts or ".." in parts or "\\" in str(name) or parts[0] == "/":
         raise ArtifactError(
             f"{record_path}: the path {name!r} leaves the folder of the cascade; "
             "do not use this file unless you know who wrote it"
         )
-
-
-def write_record(folder: Path, record: CascadeRecord) -> None:
-    """Replace ``cascade.json`` in one step: a reader sees the old file or the new one."""
-    text = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / RECORD_FILE, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a crash leaves the old content whole."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block ends without error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_files(folder: Path, stages: Sequence[StageRecord]) -> None:
@@ -226,38 +232,8 @@ def hash_files(folder: Path) -> dict[str, str]:
     }
 
 
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``target`` if the block ends without error.
-
-    A crash before the end leaves ``target`` as it was. Between the two renames that swap an
-    old cascade for the new one the old lies beside ``target`` under another name, from
-    which the next read or write brings it back.
-
-    Raises:
-        ArtifactError: see :func:`refuse_other_folder`.
-    """
-    _recover(target)
-    refuse_other_folder(target)
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        old = _old_folder(target)
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def refuse_other_folder(target: Path) -> None:
-    """Refuse to replace what is not a cascade.
+    """Refuse to write a cascade where something else is.
 
     Raises:
         ArtifactError: ``target`` is a file, or a folder with something else in it.
@@ -270,19 +246,99 @@ def refuse_other_folder(target: Path) -> None:
         )
 
 
-def _old_folder(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
+    """Write a cascade so that a crash at any moment leaves the old one whole, or the new one.
 
+    A new folder is made under a temporary name and moved into place. In an existing cascade
+    new stages are put beside the old ones and take effect when ``cascade.json`` is replaced,
+    which is one step; only then are the old ones removed. Whatever else is in the folder stays.
+    Two writers at a time are not provided for.
 
-def _recover(target: Path) -> None:
-    """Finish or undo a swap of folders that was interrupted."""
-    old = _old_folder(target)
-    if not old.is_dir():
+    Args:
+        target: the folder to write.
+        source: the folder that the stages in ``record`` lie in.
+        record: what to write.
+        card: text of the model card.
+
+    Raises:
+        ArtifactError: see :func:`refuse_other_folder`.
+    """
+    refuse_other_folder(target)
+    if (target / RECORD_FILE).exists():
+        _update(target, source, record, card)
         return
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.rename(target)
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for stage in record.stages:
+            _copy_stage(source / stage.folder, temporary / stage.folder)
+        write_text(temporary / CARD_FILE, card)
+        _write_record(temporary, record)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
+    stages = []
+    for stage in record.stages:
+        place = stage.folder
+        if not _is_intact(target / place, stage):
+            place = _free_name(target, place)
+            temporary = target / "stages" / ".new"
+            shutil.rmtree(temporary, ignore_errors=True)
+            _copy_stage(source / stage.folder, temporary)
+            temporary.rename(target / place)
+        stages.append(dataclasses.replace(stage, folder=place))
+    _write_record(target, dataclasses.replace(record, stages=tuple(stages)))
+    write_text(target / CARD_FILE, card)
+    in_use = {target / stage.folder for stage in stages}
+    for path in (target / "stages").iterdir():
+        if path not in in_use:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_intact(folder: Path, stage: StageRecord) -> bool:
+    return all(
+        (folder / name).is_file() and file_hash(folder / name) == expected
+        for name, expected in stage.files.items()
+    )
+
+
+def _free_name(target: Path, place: str) -> str:
+    names = (f"{place}-{i}" if i else place for i in itertools.count())
+    return next(name for name in names if not (target / name).exists())
+
+
+def _copy_stage(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+    for path in target.rglob("*"):
+        if path.is_file():
+            _sync(path)
+
+
+def _write_record(folder: Path, record: CascadeRecord) -> None:
+    text = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / RECORD_FILE, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader sees the old content or the new."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place if the block ends without error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import math
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import huggingface_hub
 import numpy as np
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from cascadebert import artifact
@@ -48,7 +47,7 @@ class Prediction:
             columns in the order of ``Cascade.labels``.
         stage: the stage that answered, counted from 1, int64 of shape (rows,).
         confidence: that stage's confidence score on a scale from 0 to 1, float64 (rows,).
-        truncated: rows of which that stage read only the beginning, bool of shape (rows,).
+        truncated: rows that were longer than that stage reads and were cut, bool (rows,).
     """
 
     labels: NDArray[np.str_]
@@ -118,7 +117,7 @@ class Cascade:
         """
         try:
             from cascadebert.training.export import export_cascade
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 error.name or "torch", "building a cascade", "train"
             ) from None
@@ -146,7 +145,7 @@ class Cascade:
         Raises:
             ArtifactError: not a cascade, another schema version, or a damaged file.
         """
-        folder = Path(name)
+        folder = Path(name).absolute()
         if not folder.exists() and _may_be_hub_name(fspath(name)):
             folder = _download(fspath(name))
         record = artifact.read_record(folder)
@@ -160,15 +159,7 @@ class Cascade:
             ArtifactError: the folder exists and holds something else than a cascade.
         """
         target = Path(folder).absolute()
-        if self._scratch is None and target == self._folder.absolute():
-            artifact.write_record(target, self._record)
-            artifact.write_text(target / artifact.CARD_FILE, model_card(self._record))
-            return target
-        with artifact.replacing_folder(target) as temporary:
-            for stage in self._record.stages:
-                shutil.copytree(self._folder / stage.folder, temporary / stage.folder)
-            artifact.write_text(temporary / artifact.CARD_FILE, model_card(self._record))
-            artifact.write_record(temporary, self._record)
+        artifact.write_cascade(target, self._folder, self._record, model_card(self._record))
         return target
 
     def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
@@ -202,13 +193,7 @@ class Cascade:
     @thresholds.setter
     def thresholds(self, values: Sequence[float]) -> None:
         thresholds = tuple(float(value) for value in values)
-        if len(thresholds) != len(self.stages) - 1:
-            raise InputError(
-                f"{len(thresholds)} thresholds for {len(self.stages)} stages; "
-                f"give {len(self.stages) - 1}, one a stage but the last"
-            )
-        if not all(0 <= value < float("inf") for value in thresholds):
-            raise InputError(f"thresholds {thresholds} are not all 0 or more and finite")
+        artifact.check_thresholds(thresholds, len(self.stages))
         self._record = dataclasses.replace(
             self._record,
             thresholds=thresholds,
@@ -287,7 +272,8 @@ class Cascade:
             if label not in ids:
                 raise InputError(
                     f"row {i}: label {label!r} is not one that the cascade knows "
-                    f"({', '.join(map(repr, self.labels[:6]))}{', …' * (len(ids) > 6)})"
+                    f"({', '.join(map(repr, self.labels[:6]))}{', …' * (len(ids) > 6)}); "
+                    "rename it, or map the stages' labels when building"
                 )
         return np.array([ids[label] for label in rows.labels or ()], dtype=np.int64)
 
@@ -349,8 +335,12 @@ class Cascade:
             window: rows in memory at a time; larger fills the batches of late stages better.
             progress: as in :meth:`predict`.
         """
+        if window < 1:
+            raise InputError(f"a window of {window} rows holds nothing; give 1 or more")
+        first = 0
         for part in batched(rows, window):
-            yield self._predict_window(as_rows(part), progress)
+            yield self._predict_window(as_rows(part, first=first), progress)
+            first += len(part)
 
     def predict_proba(self, texts: Any, pairs: Sequence[str] | None = None) -> NDArray[np.float64]:
         """Probabilities of shape (rows, classes), columns in the order of ``labels``; each

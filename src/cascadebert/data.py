@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,31 @@ from cascadebert.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts, with second texts and label names where there are any; all of one length."""
+    """Texts, with second texts and label names where there are any; all of one length.
+
+    Any sequences will do; they are kept as lists, and integer labels as their names.
+    """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None = None
     labels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", list(self.texts))
         for name in ("pairs", "labels"):
             column = getattr(self, name)
-            if column is not None and len(column) != len(self.texts):
+            if column is None:
+                continue
+            if len(column) != len(self.texts):
                 raise InputError(
                     f"{len(self.texts)} texts and {len(column)} {name}: give one for each row"
                 )
+            values = (
+                list(column)
+                if name == "pairs"
+                else [*map(_checked_label, range(len(column)), column)]
+            )
+            object.__setattr__(self, name, values)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,7 +60,7 @@ class Rows:
         """SHA-256 of all texts, second texts and labels in their order."""
         digest = hashlib.sha256()
         for column in (self.texts, self.pairs, self.labels):
-            digest.update(json.dumps(None if column is None else list(column)).encode())
+            digest.update(json.dumps(column).encode())
         return digest.hexdigest()
 
 
@@ -59,6 +72,11 @@ def text_fault(text: object) -> str | None:
         return f"is {type(text).__name__} {text!r:.40}, not a string"
     if not text or text.isspace():
         return "is empty or only white space"
+    return encoding_fault(text)
+
+
+def encoding_fault(text: str) -> str | None:
+    """Why a text cannot be written as UTF-8, or None if it can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -68,12 +86,25 @@ def text_fault(text: object) -> str | None:
 
 def label_name(value: object) -> str | None:
     """The name of a label; integers are names too, anything else but a string is none."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Integral)) or value == "":
         return None
     return str(value)
 
 
-def as_rows(rows: Any, pairs: Sequence[str] | None = None, *, with_labels: bool = False) -> Rows:
+def _checked_label(row: int, value: object) -> str:
+    name = label_name(value)
+    if name is None:
+        raise InputError(f"row {row}: 'label' is {value!r:.40}; give a name or an integer")
+    return name
+
+
+def as_rows(
+    rows: Any,
+    pairs: Sequence[str] | None = None,
+    *,
+    with_labels: bool = False,
+    first: int = 0,
+) -> Rows:
     """Rows out of what people have at hand, checked.
 
     Args:
@@ -81,18 +112,19 @@ def as_rows(rows: Any, pairs: Sequence[str] | None = None, *, with_labels: bool 
             of mappings with the keys text, text_pair and label; or a ``datasets.Dataset``.
         pairs: second texts for a sequence of strings.
         with_labels: whether each row must have a label.
+        first: number of the first row, for messages.
 
     Raises:
-        InputError: a row that cannot be used; the message gives its position.
+        InputError: a row that cannot be used; the message gives its number.
     """
     checked = rows if isinstance(rows, Rows) else _collect(rows, pairs)
     if with_labels and (checked.labels is None or not len(checked)):
         raise InputError("labelled rows are needed: give at least one, each with a 'label'")
     for name, column in (("text", checked.texts), ("text_pair", checked.pairs or ())):
-        for i, text in enumerate(column):
+        for number, text in enumerate(column, start=first):
             fault = text_fault(text)
             if fault:
-                raise InputError(f"row {i}: '{name}' {fault}; mend or remove it")
+                raise InputError(f"row {number}: '{name}' {fault}; mend or remove it")
     return checked
 
 
@@ -101,27 +133,34 @@ def _collect(rows: Any, pairs: Sequence[str] | None) -> Rows:
         rows = [rows]
     if hasattr(rows, "column_names") and hasattr(rows, "features"):
         rows = dataset_records(rows)
-    rows = list(rows)
-    if rows and all(isinstance(row, Mapping) for row in rows):
-        for i, row in enumerate(rows):
-            if "text" not in row:
-                raise InputError(f"row {i}: no key 'text', only {list(row)[:8]}")
-
-        def column(name: str) -> list[Any] | None:
-            present = [row[name] for row in rows if name in row]
-            if present and len(present) != len(rows):
-                raise InputError(f"'{name}' is in {len(present)} of {len(rows)} rows; all or none")
-            return present or None
-
-        labels = column("label")
-        return Rows(
-            [row["text"] for row in rows],
-            column("text_pair"),
-            None if labels is None else [str(label) for label in labels],
+    elif isinstance(rows, (Mapping, bytes)) or hasattr(rows, "columns"):
+        raise InputError(
+            f"a {type(rows).__name__} is not a sequence of rows; give a list of texts or of "
+            "mappings (of a pandas table: table.to_dict('records'))"
         )
-    if rows and all(isinstance(row, (tuple, list)) and len(row) == 2 for row in rows):
-        return Rows([text for text, _ in rows], [pair for _, pair in rows])
-    return Rows(rows, pairs)
+    rows = list(rows)
+    if not rows or not isinstance(rows[0], (Mapping, tuple, list)):
+        return Rows(rows, pairs)
+    if pairs is not None:
+        raise InputError("second texts come with the rows here; leave the argument 'pairs' out")
+    if all(isinstance(row, Mapping) for row in rows):
+        texts = _column(rows, "text")
+        if texts is None:
+            raise InputError(f"row 0: no key 'text', only {list(rows[0])[:8]}; name the text so")
+        return Rows(texts, _column(rows, "text_pair"), _column(rows, "label"))
+    for number, row in enumerate(rows):
+        if not isinstance(row, (tuple, list)) or len(row) != 2:
+            raise InputError(f"row {number}: {row!r:.60} is not a (text, text_pair) as row 0 is")
+    return Rows([text for text, _ in rows], [pair for _, pair in rows])
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
+    present = [name in row for row in rows]
+    if any(present) and not all(present):
+        raise InputError(
+            f"row {present.index(False)}: no key '{name}', which other rows have; give all or none"
+        )
+    return [row[name] for row in rows] if any(present) else None
 
 
 def dataset_records(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -132,8 +171,13 @@ def dataset_records(dataset: Any) -> Iterator[dict[str, Any]]:
         if hasattr(feature, "names")
     }
     for record in dataset:
-        for name, class_names in classes.items():
-            value = record[name]
-            if isinstance(value, int) and 0 <= value < len(class_names):
-                record[name] = class_names[value]
-        yield record
+        yield name_classes(record, classes)
+
+
+def name_classes(record: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The record with class numbers turned into names in the columns of ``classes``."""
+    for column, names in classes.items():
+        value = record.get(column)
+        if isinstance(value, int) and 0 <= value < len(names):
+            record[column] = names[value]
+    return record

@@ -20,6 +20,7 @@ from cascadebert.runtimes import load_runtime
 
 # Encodings are large until they are cut down to ids, so few are alive at a time.
 _ROWS_PER_TOKENIZER_CALL = 512
+_CHARACTERS_PER_TOKENIZER_CALL = 1_000_000
 _WARM_UP_ROWS = 8
 
 
@@ -93,10 +94,10 @@ class Stage:
         needed = [name for name in self.record.inputs if name != "attention_mask"]
         columns: dict[str, list[NDArray[np.int32]]] = {name: [] for name in needed}
         truncated = np.zeros(len(rows), dtype=np.bool_)
-        for start in range(0, len(rows), _ROWS_PER_TOKENIZER_CALL):
-            part = slice(start, start + _ROWS_PER_TOKENIZER_CALL)
-            texts = list(rows.texts[part])
-            batch = texts if rows.pairs is None else list(zip(texts, rows.pairs[part], strict=True))
+        for start, stop in _tokenizer_calls(rows):
+            texts = rows.texts[start:stop]
+            pairs = rows.pairs and rows.pairs[start:stop]
+            batch = texts if pairs is None else list(zip(texts, pairs, strict=True))
             for i, encoding in enumerate(self._tokenizer.encode_batch_fast(batch), start):
                 columns["input_ids"].append(np.array(encoding.ids, dtype=np.int32))
                 if "token_type_ids" in columns:
@@ -153,6 +154,19 @@ class Stage:
                 progress(len(positions))
         seconds = time.perf_counter() - start
         return StageRun(logits, tokens.lengths, seconds, self.record.cost)
+
+
+def _tokenizer_calls(rows: Rows) -> Iterator[tuple[int, int]]:
+    """First and last row of parts that are small in rows and, but for one row, in characters."""
+    start, characters = 0, 0
+    for i, text in enumerate(rows.texts):
+        characters += len(text) + (len(rows.pairs[i]) if rows.pairs else 0)
+        too_long = characters > _CHARACTERS_PER_TOKENIZER_CALL and i > start
+        if too_long or i - start == _ROWS_PER_TOKENIZER_CALL:
+            yield start, i
+            start, characters = i, len(text)
+    if start < len(rows):
+        yield start, len(rows)
 
 
 def _load_tokenizer(path: Path, record: StageRecord) -> Tokenizer:

@@ -156,7 +156,13 @@ def test_costs_of_each_row_count() -> None:
         ([np.ones((0, 2))], [], [1], "shape"),
         ([np.ones((2, 2)) / 2, np.ones((3, 2)) / 2], [0, 0], [1, 2], "stage 2: .* have shape"),
         ([np.full((2, 2), np.nan)], [0, 0], [1], "stage 1, row 0"),
-        ([np.ones((2, 2)) / 2], [0], [1], "costs have shape|labels have shape"),
+        ([np.ones((2, 2)) / 2], [0], [1], "give 2 integers"),
+        ([np.ones((2, 2)) / 2], ["a", "b"], [1], "give 2 integers"),
+        ([np.ones((2, 2)) / 2], [0.0, 1.0], [1], "give 2 integers"),
+        ([np.ones((2, 2)) / 2], 0, [1], "give 2 integers"),
+        ([np.ones((2, 2)) / 2], [1, 2], [1], "labels run from 1 to 2; give class indices, 0 to 1"),
+        ([np.ones((2, 2))], [0, 1], [1], "are not probabilities"),
+        ([np.zeros((2, 2))], [0, 1], [1], "are not probabilities"),
         ([np.ones((2, 2)) / 2], [0, 1], [1, 2], "costs have shape"),
         ([np.ones((2, 2)) / 2], [0, 1], [0], "costs must be positive"),
     ],
@@ -178,6 +184,13 @@ def test_impossible_drops(value: float) -> None:
 def test_impossible_speedups(value: float) -> None:
     with pytest.raises(InputError, match="speed-up"):
         Speedup(value)
+
+
+def test_policy_for_other_stages() -> None:
+    probabilities, labels = synthetic(0, 30, 3)
+    policy = choose_thresholds(probabilities, labels, [1, 2, 4], MaxDrop(0.1))
+    with pytest.raises(InputError, match="2 arrays for a policy of 3 stages"):
+        policy.apply(probabilities[:2])
 
 
 def test_unreachable_speedup_says_what_can_be_had() -> None:

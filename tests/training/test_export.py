@@ -55,7 +55,7 @@ def test_given_rows_are_checked_too(make: Make, monkeypatch: pytest.MonkeyPatch)
     rows = Rows(["a text of my own"], ["and its pair"])
     Cascade.from_stages([make("a")], rows=rows)
     assert seen[-1] is rows
-    assert len(seen) == 2
+    assert len(seen) == 3
 
 
 def test_maximum_length(make: Make) -> None:
@@ -101,6 +101,38 @@ def test_damaged_checkpoint_is_named_in_one_line(make: Make, name: str) -> None:
         Cascade.from_stages([checkpoint])
     assert str(checkpoint) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_without_a_tokenizer(make: Make) -> None:
+    """transformers would make one up that knows no word."""
+    checkpoint = make("a")
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match=r"has no tokenizer|cannot be read"):
+        Cascade.from_stages([checkpoint])
+    (checkpoint / "tokenizer_config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"has no tokenizer|cannot be read"):
+        Cascade.from_stages([checkpoint])
+
+
+def test_tokenizer_with_more_ids_than_the_model(make: Make) -> None:
+    checkpoint = make("a")
+    tokenizer = make_tokenizer("bpe")
+    tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(ArtifactError, match="embeddings; use the tokenizer"):
+        Cascade.from_stages([checkpoint])
+
+
+def test_a_graph_that_ignores_token_types_is_not_used(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = export._LogitsOnly.forward
+
+    def without_types(self: torch.nn.Module, input_ids, attention_mask, token_type_ids):
+        return forward(self, input_ids, attention_mask, token_type_ids * 0)
+
+    monkeypatch.setattr(export._LogitsOnly, "forward", without_types)
+    with pytest.raises(ExportError, match="differ"):
+        Cascade.from_stages([make("a")])
 
 
 def test_no_such_checkpoint(tmp_path: Path) -> None:

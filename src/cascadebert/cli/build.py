@@ -50,7 +50,10 @@ def build(
     cascadebert build ./small ./large --output my-cascade --map-labels '1:LABEL_0=neg,LABEL_1=pos'
     """
     artifact.refuse_other_folder(output)
-    label_maps = dict(_parse_map(text) for text in map_labels or [])
+    label_maps: dict[int, dict[str, str]] = {}
+    for text in map_labels or []:
+        number, names = _parse_map(text)
+        label_maps.setdefault(number, {}).update(names)
     rows = read_rows(data, console.columns(text_column, text_pair_column)) if data else None
     with console.progress_bar("exporting", len(checkpoints), "stages") as progress:
         cascade = Cascade.from_stages(
@@ -59,21 +62,21 @@ def build(
         cascade.save_pretrained(output)
     for number, stage in enumerate(cascade.stages, start=1):
         cost = stage.record.cost
-        console.output.print(
+        console.say(
             f"stage {number} {stage.name}: {cost.layers} layers, {cost.parameters / 1e6:.1f} M "
             f"parameters, reads {stage.record.max_length} tokens"
         )
-    console.output.print(
-        f"wrote {output}\nnext: cascadebert tune {output} --data HELD_OUT_ROWS --max-drop 0.01",
-        soft_wrap=True,
+    console.say(
+        f"wrote {output}\nnext: cascadebert tune {output} --data HELD_OUT_ROWS --max-drop 0.01"
     )
 
 
 def _parse_map(text: str) -> tuple[int, dict[str, str]]:
     number, colon, pairs = text.partition(":")
     names = dict(pair.partition("=")[::2] for pair in pairs.split(",") if pair)
-    if not (number.isdigit() and colon and names and all(names) and all(names.values())):
+    if not (number.isdecimal() and colon and names and all(names) and all(names.values())):
         raise InputError(
-            f"--map-labels {text!r} is not 'N:old=new,old=new' with N the number of a stage"
+            f"--map-labels {text!r} is not 'N:old=new,old=new' with N the number of a stage; "
+            "names with a comma or '=' can be mapped in Python, with label_maps"
         )
     return int(number), names

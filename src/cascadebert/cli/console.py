@@ -20,7 +20,9 @@ from rich.progress import (
 )
 
 from cascadebert.artifact import write_text
+from cascadebert.errors import InputError
 from cascadebert.files import Columns
+from cascadebert.formats import STANDARD_STREAM
 
 output = Console()
 errors = Console(stderr=True)
@@ -75,6 +77,31 @@ def progress_bar(
     ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def say(text: str) -> None:
+    """Print plain text, paths and all, as it is."""
+    output.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse_targets(*targets: str | Path | None) -> None:
+    """Refuse files that could not be written, or that are named twice, before any work.
+
+    Raises:
+        InputError: a folder that does not exist, a folder in place of a file, one file twice.
+    """
+    seen: set[Path] = set()
+    for target in targets:
+        if target is None or str(target) == STANDARD_STREAM:
+            continue
+        path = Path(target).absolute()
+        if path.is_dir():
+            raise InputError(f"{target}: is a folder; name a file")
+        if not path.parent.is_dir():
+            raise InputError(f"{target}: the folder {path.parent} does not exist; make it first")
+        if path.resolve() in seen and (path.is_file() or not path.exists()):
+            raise InputError(f"{target}: is named for two things; give each its own file")
+        seen.add(path.resolve())
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def demo(
         raise InputError(f"{output}: has other files in it; name a new or empty folder")
     try:
         from cascadebert.demo.tutorial import run_demo
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "torch", "the demo", "demo") from None
     start = time.perf_counter()
     result = run_demo(output, console.progress_bar)
@@ -47,7 +47,7 @@ def demo(
     )
     console.output.print(evaluation_table(evaluation))
     low, high = evaluation.speedup_measured_range
-    console.output.print(
+    console.say(
         f"The cascade is {evaluation.speedup_measured:.2f} times as fast as its last stage alone "
         f"({low:.2f} to {high:.2f} in three timings) and loses "
         f"{100 * evaluation.accuracy_drop:.2f} points of accuracy; on the "
@@ -58,5 +58,4 @@ def demo(
         f"  cascadebert tune {result.cascade} --data {result.validation} --speedup 1.7\n"
         f"  cascadebert evaluate {result.cascade} --data {result.test}\n"
         f"  cascadebert predict {result.cascade} --input {result.test} --output answers.jsonl\n",
-        soft_wrap=True,
     )

@@ -34,6 +34,7 @@ def evaluate(
 
     cascadebert evaluate my-cascade --data test.parquet --repeats 5 --json result.json
     """
+    console.refuse_targets(json_file)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     rows = read_rows(
         data,

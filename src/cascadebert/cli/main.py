@@ -72,6 +72,9 @@ def main() -> None:
         # The reader of our output went away, as 'head' does; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing half done was written")
+        errors.print("interrupted")
         sys.exit(INTERRUPTED)

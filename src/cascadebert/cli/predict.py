@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import enum
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,16 +16,8 @@ import typer
 from cascadebert.cascade import DEFAULT_WINDOW, Cascade, Prediction, batched
 from cascadebert.cli import console
 from cascadebert.errors import InputError
-from cascadebert.files import (
-    STANDARD_STREAM,
-    BadRow,
-    GoodRow,
-    RowFile,
-    RowWriter,
-    refuse_bad_rows,
-    rows_of,
-    spooled_input,
-)
+from cascadebert.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
+from cascadebert.formats import STANDARD_STREAM, RowWriter, parquet_types
 
 _RESULT = ("row", "label", "stage", "confidence")
 
@@ -90,24 +85,32 @@ def predict(
         if output_file == STANDARD_STREAM:
             raise InputError("--output - with --on-error skip needs --errors FILE for the bad rows")
         errors_file = f"{output_file}.errors.jsonl"
+    skipping = on_error is OnError.skip
+    console.refuse_targets(input_file, output_file, errors_file if skipping else None, json_file)
+    cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
+    kept = _kept_names(keep or [], cascade.labels if probabilities else ())
     source = RowFile(
-        input_file, console.columns(text_column, text_pair_column), format=input_format
+        input_file,
+        console.columns(text_column, text_pair_column),
+        keep=list(kept),
+        format=input_format,
     )
-    writer = RowWriter(output_file, output_format)
-    with spooled_input(source) as file:
-        good, bad = _check(file, on_error, keep or [])
-        cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
+    with spooled(source) as file, contextlib.ExitStack() as files:
+        good, bad = _check(file, on_error)
+        types = _kept_types(file, kept)
+        writer = files.enter_context(RowWriter(output_file, output_format, types))
+        if bad:
+            reasons = files.enter_context(RowWriter(str(errors_file), "jsonl"))
+            reasons.write([dataclasses.asdict(row) for row in file if isinstance(row, BadRow)])
+        exits, truncated = np.zeros(len(cascade.stages), dtype=np.int64), 0
         start = time.perf_counter()
-        with writer, console.progress_bar("classifying", good) as progress:
-            exits, truncated = np.zeros(len(cascade.stages), dtype=np.int64), 0
+        with console.progress_bar("classifying", good) as progress:
             for rows in batched((r for r in file if isinstance(r, GoodRow)), DEFAULT_WINDOW):
                 out = cascade.predict(rows_of(rows), progress=progress)
-                writer.write(list(_records(cascade, rows, out, keep or [], probabilities)))
+                writer.write(list(_records(rows, out, kept, cascade.labels * probabilities)))
                 exits += np.bincount(out.stage - 1, minlength=len(exits))
                 truncated += int(out.truncated.sum())
         seconds = time.perf_counter() - start
-        if bad:
-            _write_bad(file, str(errors_file))
     summary = {
         "rows": good,
         "bad_rows": bad,
@@ -120,31 +123,48 @@ def predict(
     _print_summary(cascade, summary, errors_file)
 
 
-def _check(file: RowFile, on_error: OnError, keep: Sequence[str]) -> tuple[int, int]:
+def _kept_names(keep: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    """Where each kept column of the input goes in the output."""
+    taken = [*_RESULT, *(f"probability_{label}" for label in labels)]
+    names = {name: f"input_{name}" if name in taken else name for name in keep}
+    everything = [*taken, *names.values()]
+    twice = sorted(name for name in set(everything) if everything.count(name) > 1)
+    if twice:
+        raise InputError(f"--keep would give two columns the name {twice}; leave one out")
+    return names
+
+
+def _kept_types(file: RowFile, kept: Mapping[str, str]) -> dict[str, Any]:
+    """Types of kept columns where the input has them, so that the output has the same."""
+    if file.resolved_format != "parquet":
+        return {}
+    types = parquet_types(file.path or Path(file.source), list(kept))
+    return {kept[name]: column_type for name, column_type in types.items()}
+
+
+def _check(file: RowFile, on_error: OnError) -> tuple[int, int]:
     """Read the input once, and count the good and the bad rows."""
     good, bad = 0, 0
     first_bad: list[BadRow] = []
-    unseen = set(keep)
-    for row in file:
-        if isinstance(row, GoodRow):
-            good += 1
-            unseen.difference_update(row.record)
-        else:
-            bad += 1
-            first_bad = first_bad or [row]
+    unseen = set(file.keep)
+    with console.progress_bar("checking the input", None) as progress:
+        for row in file:
+            if isinstance(row, GoodRow):
+                good += 1
+                unseen.difference_update(row.record)
+            else:
+                bad += 1
+                first_bad = first_bad or [row]
+            progress(1)
     if on_error is OnError.fail or not good:
         refuse_bad_rows(file, good, bad, first_bad, "mend or remove them, or use --on-error skip")
     if unseen:
-        raise InputError(f"{file.source}: no column {sorted(unseen)} for --keep; leave it out")
+        raise InputError(f"{file.source}: no row has {sorted(unseen)} for --keep; leave it out")
     return good, bad
 
 
 def _records(
-    cascade: Cascade,
-    rows: Sequence[GoodRow],
-    out: Prediction,
-    keep: Sequence[str],
-    probabilities: bool,
+    rows: Sequence[GoodRow], out: Prediction, kept: Mapping[str, str], labels: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     for i, row in enumerate(rows):
         record: dict[str, Any] = {
@@ -153,19 +173,11 @@ def _records(
             "stage": int(out.stage[i]),
             "confidence": float(out.confidence[i]),
         }
-        if probabilities:
-            for label, value in zip(cascade.labels, out.probabilities[i].tolist(), strict=True):
-                record[f"probability_{label}"] = value
-        for name in keep:
-            record[f"input_{name}" if name in _RESULT else name] = row.record.get(name)
+        for label, value in zip(labels, out.probabilities[i].tolist(), strict=False):
+            record[f"probability_{label}"] = value
+        for name, target in kept.items():
+            record[target] = row.record.get(name)
         yield record
-
-
-def _write_bad(file: RowFile, target: str) -> None:
-    with RowWriter(target, "jsonl") as writer:
-        for row in file:
-            if isinstance(row, BadRow):
-                writer.write([{"row": row.number, "place": row.place, "reason": row.reason}])
 
 
 def _print_summary(cascade: Cascade, summary: dict[str, Any], errors_file: str | None) -> None:
@@ -181,4 +193,4 @@ def _print_summary(cascade: Cascade, summary: dict[str, Any], errors_file: str |
         lines.append(f"{summary['truncated']:,} rows were longer than the stage reads, and cut")
     if summary["bad_rows"]:
         lines.append(f"{summary['bad_rows']:,} rows could not be used; see {errors_file}")
-    console.errors.print("\n".join(lines), soft_wrap=True)
+    console.errors.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cascadebert.artifact import refuse_other_folder
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.deferral.targets import MaxDrop, Speedup
@@ -49,6 +50,9 @@ def tune(
     cascadebert tune my-cascade --data validation.csv --speedup 4 --label-column intent
     """
     target = _target(max_drop, speedup)
+    console.refuse_targets(json_file)
+    if output is not None:
+        refuse_other_folder(output)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     rows = read_rows(
         data,
@@ -76,15 +80,14 @@ def tune(
     )
     shares = zip(cascade.stages, policy.thresholds, policy.exit_fractions, strict=False)
     for number, (stage, threshold, share) in enumerate(shares, start=1):
-        how = f"answers above {threshold:.4f}, {share:.1%} of the rows"
-        console.output.print(
+        how = f"answers above {threshold:.8g}, {share:.1%} of the rows"
+        console.say(
             f"stage {number} {stage.name}: {how if threshold < 1 else 'left out, it does not pay'}"
         )
-    console.output.print(
+    console.say(
         f"on these {policy.rows} rows: accuracy {policy.accuracy:.4f}, last stage alone "
         f"{policy.reference_accuracy:.4f}; speed-up {policy.speedup:.2f} in {cost}\n"
-        f"wrote {folder}\nnext: cascadebert evaluate {folder} --data OTHER_ROWS",
-        soft_wrap=True,
+        f"wrote {folder}\nnext: cascadebert evaluate {folder} --data OTHER_ROWS"
     )
 
 

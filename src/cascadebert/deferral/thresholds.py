@@ -23,6 +23,7 @@ from cascadebert.errors import InputError, TargetError
 ALWAYS_EXIT = 0.0
 _PRICES = np.geomspace(1e-3, 10, 41)
 _MOST_ROUNDS = 20
+_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Policy:
             shape (rows,).
         """
         stages = _checked_probabilities(probabilities)
+        if len(stages) != len(self.thresholds) + 1:
+            raise InputError(
+                f"{len(stages)} arrays for a policy of {len(self.thresholds) + 1} stages; "
+                "give one array a stage"
+            )
         score = confidence_score(self.score)
         stage = exit_stages(_scores(stages, score), self.thresholds, score)
         classes = np.stack([p.argmax(axis=1) for p in stages], axis=1)
@@ -122,10 +128,8 @@ def choose_thresholds(
         TargetError: no thresholds meet the target.
     """
     stages = _checked_probabilities(probabilities)
-    truth = np.asarray(labels)
+    truth = _checked_labels(labels, *stages[0].shape)
     table = _checked_costs(costs, len(truth), len(stages))
-    if truth.shape != (len(stages[0]),):
-        raise InputError(f"labels have shape {truth.shape}, for {len(stages[0])} rows")
     confidence = confidence_score(score)
     correct = np.stack([p.argmax(axis=1) == truth for p in stages])
     replay = _Replay(_scores(stages, confidence), correct, table, confidence)
@@ -166,10 +170,29 @@ def _checked_probabilities(probabilities: Sequence[ArrayLike]) -> list[Floats]:
                 f"stage {number}: probabilities have shape {p.shape}, stage 1 has "
                 f"{stages[0].shape}; give (rows, classes) alike for every stage"
             )
-        if not np.isfinite(p).all() or (p < 0).any():
-            bad = int(np.flatnonzero(~(np.isfinite(p) & (p >= 0)).all(axis=1))[0])
-            raise InputError(f"stage {number}, row {bad}: {p[bad]} are not probabilities")
+        usable = (p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) < _SUM_TOLERANCE)
+        if not usable.all():
+            bad = int(np.flatnonzero(~usable)[0])
+            raise InputError(
+                f"stage {number}, row {bad}: {p[bad]} are not probabilities; give softmax outputs, "
+                "which are not negative and sum to 1"
+            )
     return stages
+
+
+def _checked_labels(labels: ArrayLike, rows: int, classes: int) -> NDArray[np.int64]:
+    truth = np.asarray(labels)
+    if truth.shape != (rows,) or not np.issubdtype(truth.dtype, np.integer):
+        raise InputError(
+            f"labels are {truth.dtype} of shape {truth.shape}; give {rows} integers, the index of "
+            "each row's class"
+        )
+    if truth.min() < 0 or truth.max() >= classes:
+        raise InputError(
+            f"labels run from {truth.min()} to {truth.max()}; "
+            f"give class indices, 0 to {classes - 1}"
+        )
+    return truth.astype(np.int64)
 
 
 def _checked_costs(costs: ArrayLike, rows: int, stages: int) -> Floats:

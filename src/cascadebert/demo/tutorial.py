@@ -12,10 +12,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascadebert import Cascade, Evaluation, MaxDrop, Policy, Rows, evaluate, fine_tune
+from cascadebert import (
+    Cascade,
+    Evaluation,
+    MaxDrop,
+    Policy,
+    Rows,
+    evaluate,
+    fine_tune,
+    plot_frontier,
+)
 from cascadebert.demo.assets import minilm_l3, minilm_l6
 from cascadebert.demo.corpus import news_sentences
-from cascadebert.evaluation.frontier import plot_frontier
 
 # Opens a progress bar, given a title and a number of rows.
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

@@ -16,6 +16,7 @@ from cascadebert.cascade import Cascade, Prediction
 from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import logit
 from cascadebert.deferral.cost import runs_stage, speedup
+from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import dis, ece
 
 _WARM_UP_ROWS = 8
@@ -48,7 +49,7 @@ class Evaluation:
         seconds, reference_seconds: wall seconds for all rows, tokenising included; medians.
         dis, ece: of the answers that the cascade gives, wrong answers being the harder rows;
             ``dis`` is None where all answers are right or all wrong.
-        truncated: rows of which the stage that answered read only the beginning.
+        truncated: rows that were longer than the stage that answered reads, and were cut.
         stages: each stage alone on every row.
     """
 
@@ -93,6 +94,8 @@ def evaluate(
     Raises:
         InputError: unusable rows or labels that the cascade does not know.
     """
+    if repeats < 1:
+        raise InputError(f"{repeats} repeats measure nothing; give 1 or more")
     checked = as_rows(rows, with_labels=True)
     truth = cascade.label_ids(checked)
     names = np.array(cascade.labels)[truth]

@@ -43,7 +43,7 @@ def _stages(record: CascadeRecord) -> str:
         "|---|---|---|---|---|",
     ]
     for number, (stage, threshold) in enumerate(zip(record.stages, thresholds, strict=True), 1):
-        shown = f"{threshold:.4f}" if isinstance(threshold, float) else threshold
+        shown = f"{threshold:.8g}" if isinstance(threshold, float) else threshold
         lines.append(
             f"| {number} {stage.name} | {stage.cost.layers} | {stage.cost.parameters / 1e6:.1f} M "
             f"| {stage.max_length} tokens | {shown} |"

@@ -13,7 +13,9 @@ from cascadebert.errors import MissingDependencyError
 try:
     import torch
     from transformers import AutoModelForSequenceClassification
-except ImportError as error:
+
+    from cascadebert.training.logs import quiet
+except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "the runtime 'torch'", "train") from None
 
 
@@ -22,9 +24,10 @@ class TorchRuntime:
 
     def __init__(self, folder: Path) -> None:
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
+        with quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
         self._model = model.eval().to(self.device)
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

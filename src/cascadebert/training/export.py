@@ -30,6 +30,7 @@ from transformers import (
 from cascadebert.artifact import (
     MODEL_FILE,
     TOKENIZER_FILE,
+    WEIGHTS_FILE,
     CascadeRecord,
     StageCost,
     StageRecord,
@@ -48,10 +49,10 @@ from cascadebert.stage import Stage, are_placeholders, same_labels
 from cascadebert.training.logs import quiet
 
 LOGIT_TOLERANCE = 1e-4
-_WEIGHTS_FILE = "model.safetensors"
 _LONGEST_PROBE = 1024
 _NO_LIMIT = 1_000_000
 _TYPICAL_TOKENS = 32
+_SMALLEST_VOCABULARY = 0.5
 _VERSIONS = ("cascadebert", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 PROBE_ROWS = Rows(
@@ -64,6 +65,7 @@ PROBE_ROWS = Rows(
         "a row that is far longer than the others " * _LONGEST_PROBE,
     ]
 )
+PROBE_PAIRS = Rows(PROBE_ROWS.texts, PROBE_ROWS.texts[::-1])
 
 
 def export_cascade(
@@ -196,7 +198,7 @@ def export_stage(
         cost=_cost(model, inputs),
         files=hash_files(output),
     )
-    for probe in (PROBE_ROWS, rows):
+    for probe in (PROBE_ROWS, PROBE_PAIRS, rows):
         if probe is not None:
             _check_same_logits(record, output, probe)
     return record
@@ -227,12 +229,30 @@ def _open(
             f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
             "would be random; fine-tune it as a sequence classifier first"
         )
+    _refuse_other_tokenizer(tokenizer, model.config, place)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _refuse_other_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, place: str
+) -> None:
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ArtifactError(
             f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
             "use a checkpoint with a fast tokenizer"
         )
-    return model.eval().requires_grad_(False), tokenizer
+    vocabulary = tokenizer.get_vocab()
+    # Where a checkpoint has no tokenizer, transformers makes one of a few special tokens.
+    if len(vocabulary) < _SMALLEST_VOCABULARY * config.vocab_size:
+        raise ArtifactError(
+            f"{place}: has no tokenizer, or another model's: {len(vocabulary)} entries for a model "
+            f"of {config.vocab_size}; put its tokenizer.json beside the weights"
+        )
+    if max(vocabulary.values()) >= config.vocab_size:
+        raise ArtifactError(
+            f"{place}: its tokenizer has the id {max(vocabulary.values())}, its model only "
+            f"{config.vocab_size} embeddings; use the tokenizer that it was trained with"
+        )
 
 
 def _open_config(place: str) -> PretrainedConfig:
@@ -360,7 +380,7 @@ def _write_onnx(model: PreTrainedModel, inputs: tuple[str, ...], output: Path) -
 
 
 def _point_at_safetensors(model: onnx_ir.Model, folder: Path) -> None:
-    with (folder / _WEIGHTS_FILE).open("rb") as file:
+    with (folder / WEIGHTS_FILE).open("rb") as file:
         (header_size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_size))
     for name, value in model.graph.initializers.items():
@@ -371,7 +391,7 @@ def _point_at_safetensors(model: onnx_ir.Model, folder: Path) -> None:
         assert value.dtype is not None
         assert value.shape is not None
         value.const_value = onnx_ir.ExternalTensor(
-            _WEIGHTS_FILE,
+            WEIGHTS_FILE,
             offset=8 + header_size + start,
             length=stop - start,
             dtype=value.dtype,

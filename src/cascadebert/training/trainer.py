@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from cascadebert.data import Rows
+from cascadebert.data import Rows, as_rows
 from cascadebert.errors import InputError
 from cascadebert.training.logs import quiet
 
@@ -65,6 +65,7 @@ def fine_tune(
     Raises:
         InputError: rows without labels, fewer than two labels, or a label not in ``labels``.
     """
+    rows = as_rows(rows)
     names = _label_order(rows, labels)
     ids = {name: i for i, name in enumerate(names)}
     # The head is drawn when the model is made, before the Trainer sets its own seed.
@@ -99,7 +100,7 @@ def fine_tune(
             args=TrainingArguments(**defaults | arguments),
             train_dataset=_TokenizedRows(rows, ids, tokenizer, max_length),
             data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
-            callbacks=[*callbacks, *([_Progress(progress)] if progress else [])],
+            callbacks=[*callbacks, *([_Progress(progress, len(rows))] if progress else [])],
         )
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
@@ -132,17 +133,23 @@ def _label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, progress: Callable[[int], object]) -> None:
+    """Tells how many rows have been trained on since it last did."""
+
+    def __init__(self, progress: Callable[[int], object], rows: int) -> None:
         self._progress = progress
+        self._rows = rows
+        self._told = 0
 
     def on_step_end(
         self,
-        args: TrainingArguments,
-        state: TrainerState,  # noqa: ARG002
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        self._progress(args.train_batch_size * args.gradient_accumulation_steps)
+        done = round((state.epoch or 0) * self._rows)
+        self._progress(done - self._told)
+        self._told = done
 
 
 class _TokenizedRows(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,0 +1,308 @@
+"""File formats: CSV, TSV, JSONL, Parquet and ``datasets`` to records, and records to files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from cascadebert.artifact import replacing
+from cascadebert.data import dataset_records, name_classes
+from cascadebert.errors import InputError, MissingDependencyError
+
+Record: TypeAlias = Mapping[str, Any]
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+STANDARD_STREAM = "-"
+_WHOLE_FIELD = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a reader yields in place of a record that it could not parse."""
+
+    reason: str
+
+
+# Each reader yields where a record stands, and the record. Tables call the function that they
+# are given with the names of their columns, and read those that it returns.
+Records: TypeAlias = Iterator[tuple[str, Record | Unreadable]]
+Used: TypeAlias = Callable[[Sequence[str]], list[str]]
+
+
+def checked_format(target: str, name: str | None = None) -> str:
+    """The format called ``name``, or else the one that the suffix of ``target`` stands for.
+
+    Raises:
+        InputError: there is no such format.
+    """
+    known = dict.fromkeys(SUFFIXES.values())
+    if name is not None:
+        if name not in known:
+            raise InputError(f"no format is called {name!r}; there are {', '.join(known)}")
+        return name
+    if target == STANDARD_STREAM:
+        return "jsonl"
+    suffix = Path(target).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(
+            f"{target}: cannot tell the format from the suffix '{suffix}'; "
+            f"use one of {', '.join(SUFFIXES)}, or name the format"
+        )
+    return SUFFIXES[suffix]
+
+
+def _open(path: Path) -> IO[str]:
+    # Bytes that are not UTF-8 become lone surrogates, so that one bad row costs only itself.
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def read_jsonl(path: Path) -> Records:
+    """One JSON object a line."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", Unreadable(f"not JSON ({error})")
+                continue
+            if not isinstance(record, dict):
+                record = Unreadable(f"a JSON object is expected, not {record!r:.40}")
+            yield f"line {number}", record
+
+
+def read_separated(path: Path, file_format: str, used: Used) -> Records:
+    """CSV as RFC 4180 has it; TSV without quotes, one line a row."""
+    csv.field_size_limit(_WHOLE_FIELD)
+    with _open(path) as lines:
+        if file_format == "csv":
+            reader = csv.reader(lines, strict=True)
+        else:
+            # A quote that opens a field would swallow the lines up to the next one.
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        header: list[str] | None = None
+        while True:
+            place = f"line {reader.line_num + 1}"
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = f"not {file_format.upper()} up to line {reader.line_num} ({error})"
+                if header is None:
+                    raise InputError(f"{path}, header: {reason}; mend it") from None
+                yield place, Unreadable(reason)
+                continue
+            if header is None:
+                header = fields
+                if len(set(header)) != len(header):
+                    raise InputError(f"{path}: the header {header} names a column twice; mend it")
+                used(header)
+            elif len(fields) == len(header):
+                yield place, dict(zip(header, fields, strict=True))
+            elif fields or len(header) == 1:
+                reason = f"has {len(fields)} fields, the header has {len(header)}"
+                yield place, Unreadable(reason)
+
+
+def read_parquet(path: Path, used: Used) -> Records:
+    """The used columns of a Parquet file, a few thousand rows in memory at a time."""
+    pyarrow = _pyarrow(f"{path}: reading Parquet")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = used(file.schema_arrow.names)
+            classes = _class_names(file.schema_arrow.metadata)
+            number = 0
+            for batch in file.iter_batches(batch_size=4096, columns=columns):
+                for record in _batch_records(batch):
+                    if isinstance(record, dict):
+                        record = name_classes(record, classes)
+                    yield f"row {number}", record
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file that can be read ({error})") from None
+
+
+def parquet_types(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The pyarrow types of some columns of a Parquet file."""
+    schema = _pyarrow("reading Parquet").parquet.read_schema(path)
+    return {name: schema.field(name).type for name in names}
+
+
+def _pyarrow(purpose: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise MissingDependencyError("pyarrow", purpose, "parquet") from None
+    return pyarrow
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The label names that ``datasets`` leaves in the files that it writes."""
+    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+    return {
+        name: feature["names"]
+        for name, feature in info.get("features", {}).items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _batch_records(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
+    try:
+        yield from batch.to_pylist()
+    except ValueError:
+        for i in range(batch.num_rows):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0]
+            except ValueError as error:
+                what = "is not valid UTF-8" if isinstance(error, UnicodeError) else str(error)
+                yield Unreadable(f"a field {what}")
+
+
+def read_dataset(source: str, used: Used) -> Records:
+    """A folder or hub name, read by the ``datasets`` package."""
+    name, *rest = source.split(":")
+    if Path(name).suffix.lower() in SUFFIXES:
+        raise InputError(f"{source}: no such file; check the path")
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        if Path(name).is_dir():
+            raise MissingDependencyError(
+                "datasets", f"reading the folder {name}", "datasets"
+            ) from None
+        raise InputError(
+            f"{source}: no such file; check the path, or install 'datasets' if it is a data set"
+        ) from None
+    config = rest[0] if len(rest) == 2 else None
+    split = rest[-1] if rest else "train"
+    try:
+        dataset = datasets.load_dataset(name, config, split=split, streaming=True)
+        if dataset.column_names is not None:
+            used(dataset.column_names)
+        for number, record in enumerate(dataset_records(dataset)):
+            yield f"row {number}", record
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{source}: neither a file nor a data set that can be read ({reason}); "
+            "give a path, NAME:SPLIT or NAME:CONFIG:SPLIT"
+        ) from None
+
+
+class RowWriter:
+    """Writes rows of plain values, all with the same keys, in the format of a file's suffix.
+
+    A file appears only when the block ends without error; pipes and standard output are
+    written as rows come. Use as a context manager.
+
+    Args:
+        target: path, or "-" for standard output.
+        file_format: as in :func:`checked_format`.
+        types: for Parquet, pyarrow types of columns that are not to be guessed.
+
+    Raises:
+        InputError: a folder that does not exist, or a value that the format cannot hold.
+    """
+
+    def __init__(
+        self, target: str, file_format: str | None = None, types: Mapping[str, Any] | None = None
+    ) -> None:
+        self._target = target
+        self._format = checked_format(target, file_format)
+        self._types = types or {}
+        self._cleanup = contextlib.ExitStack()
+        self._parquet: Any = None
+        self._header_written = False
+        if self._format == "parquet":
+            _pyarrow(f"{target}: writing Parquet")
+            if target == STANDARD_STREAM:
+                raise InputError("Parquet cannot go to standard output; give a file's path")
+
+    def __enter__(self) -> RowWriter:
+        with self._cleanup:
+            if self._target == STANDARD_STREAM:
+                self._lines: IO[str] = sys.stdout
+            else:
+                self._path = Path(self._target)
+                if not self._path.exists() or self._path.is_file():
+                    self._path = self._cleanup.enter_context(replacing(self._path))
+                if self._format != "parquet":
+                    self._lines = self._cleanup.enter_context(
+                        self._path.open("w", encoding="utf-8", newline="")
+                    )
+            self._cleanup = self._cleanup.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+        self._cleanup.__exit__(*error)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write some rows."""
+        if self._format == "jsonl":
+            self._lines.writelines(
+                json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records
+            )
+        elif self._format == "parquet":
+            self._write_parquet(records)
+        else:
+            self._write_separated(records)
+
+    def _write_separated(self, records: Sequence[Record]) -> None:
+        if self._format == "csv":
+            writer = csv.writer(self._lines)
+        else:
+            writer = csv.writer(
+                self._lines, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n"
+            )
+        try:
+            if records and not self._header_written:
+                writer.writerow(records[0])
+                self._header_written = True
+            writer.writerows(record.values() for record in records)
+        except csv.Error as error:
+            raise InputError(
+                f"{self._target}: {self._format.upper()} cannot hold a value ({error}); "
+                "write CSV, JSONL or Parquet"
+            ) from None
+
+    def _write_parquet(self, records: Sequence[Record]) -> None:
+        pyarrow = _pyarrow("writing Parquet")
+        try:
+            if self._parquet is None:
+                schema = self._schema(pyarrow.Table.from_pylist(list(records)).schema)
+                self._parquet = pyarrow.parquet.ParquetWriter(self._path, schema)
+            table = pyarrow.Table.from_pylist(list(records), schema=self._parquet.schema)
+            self._parquet.write_table(table)
+        except pyarrow.ArrowException as error:
+            raise InputError(
+                f"{self._target}: Parquet needs one type a column ({error}); write JSONL"
+            ) from None
+
+    def _schema(self, guessed: Any) -> Any:
+        pyarrow = _pyarrow("writing Parquet")
+        fields = []
+        for column in guessed:
+            # A column without any value yet may have some later, most likely text.
+            unknown = pyarrow.types.is_null(column.type)
+            default = pyarrow.string() if unknown else column.type
+            fields.append((column.name, self._types.get(column.name, default)))
+        return pyarrow.schema(fields)
