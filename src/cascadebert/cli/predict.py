@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +100,13 @@ def predict(
         writer = files.enter_context(RowWriter(output_file, output_format, types))
         if bad:
             reasons = files.enter_context(RowWriter(str(errors_file), "jsonl"))
-            reasons.write([dataclasses.asdict(row) for row in file if isinstance(row, BadRow)])
+            reasons.write(
+                [
+                    {"row": row.number, "place": row.place, "reason": row.reason}
+                    for row in file
+                    if isinstance(row, BadRow)
+                ]
+            )
         exits, truncated = np.zeros(len(cascade.stages), dtype=np.int64), 0
         start = time.perf_counter()
         with console.progress_bar("classifying", good) as progress:
