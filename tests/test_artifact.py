@@ -174,27 +174,41 @@ print("saved")
 """
 
 
-@pytest.mark.parametrize("where", ["over another", "over itself"])
+@pytest.fixture(scope="module")
+def another(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("another") / "cascade"
+    return Cascade.from_stages([checkpoints["bert"]]).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("where", "step"), [("nothing", 4), ("itself", 1), ("another", 3)])
 def test_save_killed_at_any_step_leaves_a_whole_cascade(
-    copy: Path, tmp_path: Path, where: str
+    saved: Path, another: Path, tmp_path: Path, where: str, step: int
 ) -> None:
     target = tmp_path / "target"
+    old = {"nothing": None, "itself": saved, "another": another}[where]
     seen = set()
-    for fatal in range(1, 100, 4 if where == "over another" else 1):
+    for fatal in range(1, 200, step):
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(copy, target)
-        source = copy if where == "over another" else target
+        if old:
+            shutil.copytree(old, target)
+        source = target if where == "itself" else saved
         arguments = [sys.executable, "-c", KILLED_SAVE, str(source), str(target), str(fatal)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        thresholds = Cascade.from_pretrained(target).thresholds
-        assert thresholds in ((0.8, 0.8), (0.25, 0.25))
-        seen.add(thresholds)
+        if target.exists():
+            found = Cascade.from_pretrained(target)
+            found.alone(len(found.stages)).predict(TEXTS)
+            seen.add((len(found.stages), found.thresholds))
+        else:
+            seen.add((0, None))
         if done.returncode == 0:
             break
-    assert seen == {(0.8, 0.8), (0.25, 0.25)}
+    before = {"nothing": (0, None), "itself": (3, (0.8, 0.8)), "another": (1, None)}[where]
+    assert seen == {before, (3, (0.25, 0.25))}
     # What a killed run left behind is gone after the next good one.
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".target")] == []
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    assert sorted(p.name for p in target.iterdir()) == ["README.md", "cascade.json", "stages"]
+    assert len(list((target / "stages").iterdir())) == 3
 
 
 def test_saving_over_a_cascade_keeps_what_else_is_in_the_folder(

@@ -20,8 +20,10 @@ from rich.progress import (
 )
 
 from cascadebert.artifact import write_text
+from cascadebert.cascade import Cascade
+from cascadebert.data import Rows
 from cascadebert.errors import InputError
-from cascadebert.files import Columns
+from cascadebert.files import Columns, read_rows
 from cascadebert.formats import STANDARD_STREAM
 
 output = Console()
@@ -77,6 +79,11 @@ def progress_bar(
     ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def labelled_rows(cascade: Cascade, data: str, names: Columns) -> Rows:
+    """Rows with labels that the cascade knows."""
+    return read_rows(data, names, with_labels=True, known_labels=cascade.labels)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,6 @@ from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.evaluation.evaluate import Evaluation, StageEvaluation
 from cascadebert.evaluation.evaluate import evaluate as run_evaluation
-from cascadebert.files import read_rows
 
 
 def evaluate(
@@ -36,12 +35,8 @@ def evaluate(
     """
     console.refuse_targets(json_file)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
-    rows = read_rows(
-        data,
-        console.columns(text_column, text_pair_column, label_column),
-        with_labels=True,
-        known_labels=cascade.labels,
-    )
+    names = console.columns(text_column, text_pair_column, label_column)
+    rows = console.labelled_rows(cascade, data, names)
     passes = 2 * repeats + len(cascade.stages) - 1
     with console.progress_bar("evaluating", len(rows) * passes) as progress:
         result = run_evaluation(cascade, rows, repeats=repeats, progress=progress)

@@ -12,7 +12,6 @@ from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.deferral.targets import MaxDrop, Speedup
 from cascadebert.errors import InputError
-from cascadebert.files import read_rows
 
 
 def tune(
@@ -54,12 +53,8 @@ def tune(
     if output is not None:
         refuse_other_folder(output)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
-    rows = read_rows(
-        data,
-        console.columns(text_column, text_pair_column, label_column),
-        with_labels=True,
-        known_labels=cascade.labels,
-    )
+    names = console.columns(text_column, text_pair_column, label_column)
+    rows = console.labelled_rows(cascade, data, names)
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         policy = cascade.tune(rows, target, cost=cost, progress=progress)
     folder = cascade.save_pretrained(output or cascade_folder)

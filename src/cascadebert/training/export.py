@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import inspect
 import json
-import os
 import re
 import struct
 import warnings
@@ -18,14 +16,7 @@ import numpy as np
 import onnx_ir
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from cascadebert.artifact import (
     MODEL_FILE,
@@ -39,20 +30,23 @@ from cascadebert.artifact import (
 from cascadebert.data import Rows
 from cascadebert.deferral.confidence import DEFAULT_SCORE
 from cascadebert.errors import (
-    ArtifactError,
     CascadeWarning,
     ExportError,
     InputError,
-    LabelMismatchError,
 )
 from cascadebert.stage import Stage, are_placeholders, same_labels
+from cascadebert.training.checkpoints import (
+    label_names,
+    maximum_length,
+    model_inputs,
+    open_checkpoint,
+    open_config,
+)
 from cascadebert.training.logs import quiet
 
 LOGIT_TOLERANCE = 1e-4
 _LONGEST_PROBE = 1024
-_NO_LIMIT = 1_000_000
 _TYPICAL_TOKENS = 32
-_SMALLEST_VOCABULARY = 0.5
 _VERSIONS = ("cascadebert", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 PROBE_ROWS = Rows(
@@ -86,10 +80,10 @@ def export_cascade(
                 f"a label map names stage {number}; there are stages 1 to {len(checkpoints)}"
             )
     names = [_stage_name(checkpoint) for checkpoint in checkpoints]
-    configs = [_open_config(checkpoint) for checkpoint in checkpoints]
+    configs = [open_config(checkpoint) for checkpoint in checkpoints]
     # Before the long part: labels that differ are found without exporting anything.
     label_lists = [
-        _labels(config, checkpoint, label_maps.get(number, {}))
+        label_names(config, checkpoint, label_maps.get(number, {}))
         for number, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True), 1)
     ]
     labels = same_labels(list(zip(names, label_lists, strict=True)))
@@ -174,17 +168,17 @@ def export_stage(
         LabelMismatchError: ``label_map`` does not fit the checkpoint's labels.
         ExportError: the logits of ONNX Runtime and torch differ by more than 1e-4.
     """
-    model, tokenizer = _open(checkpoint)
-    labels = _labels(model.config, checkpoint, label_map or {})
+    model, tokenizer = open_checkpoint(checkpoint)
+    labels = label_names(model.config, checkpoint, label_map or {})
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: i for i, label in enumerate(labels)}
-    max_length = _max_length(model, tokenizer, max_length)
+    max_length = maximum_length(model, tokenizer, max_length)
     tokenizer.model_max_length = max_length
     with quiet():
         model.save_pretrained(output, max_shard_size="1TB")
         tokenizer.save_pretrained(output)
     tokenizer.backend_tokenizer.save(str(output / TOKENIZER_FILE))
-    inputs = _inputs(model, tokenizer)
+    inputs = model_inputs(model, tokenizer)
     _write_onnx(model, inputs, output)
     record = StageRecord(
         name=name,
@@ -202,136 +196,6 @@ def export_stage(
         if probe is not None:
             _check_same_logits(record, output, probe)
     return record
-
-
-def _open(
-    checkpoint: str | PathLike[str],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    place = os.fspath(checkpoint)
-    try:
-        with quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                place,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:
-        raise ArtifactError(
-            f"{place}: its weights or tokenizer cannot be read ({_first_line(error)}); "
-            "a stage needs safetensors and a tokenizer"
-        ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ArtifactError(
-            f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
-            "would be random; fine-tune it as a sequence classifier first"
-        )
-    _refuse_other_tokenizer(tokenizer, model.config, place)
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def _refuse_other_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, place: str
-) -> None:
-    if not getattr(tokenizer, "backend_tokenizer", None):
-        raise ArtifactError(
-            f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
-            "use a checkpoint with a fast tokenizer"
-        )
-    vocabulary = tokenizer.get_vocab()
-    # Where a checkpoint has no tokenizer, transformers makes one of a few special tokens.
-    if len(vocabulary) < _SMALLEST_VOCABULARY * config.vocab_size:
-        raise ArtifactError(
-            f"{place}: has no tokenizer, or another model's: {len(vocabulary)} entries for a model "
-            f"of {config.vocab_size}; put its tokenizer.json beside the weights"
-        )
-    if max(vocabulary.values()) >= config.vocab_size:
-        raise ArtifactError(
-            f"{place}: its tokenizer has the id {max(vocabulary.values())}, its model only "
-            f"{config.vocab_size} embeddings; use the tokenizer that it was trained with"
-        )
-
-
-def _open_config(place: str) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place)
-    except Exception as error:
-        raise ArtifactError(
-            f"{place}: not a checkpoint that transformers can open ({_first_line(error)}); "
-            "give a folder with config.json, or a hub name"
-        ) from error
-    if len(_id2label(config)) < 2:
-        raise ArtifactError(
-            f"{place}: has one output (a regression); "
-            "a cascade needs classifiers with two labels or more"
-        )
-    if config.problem_type == "multi_label_classification":
-        raise ArtifactError(
-            f"{place}: is a multi-label classifier; a cascade needs one label a row"
-        )
-    return config
-
-
-def _labels(
-    config: PretrainedConfig, checkpoint: str | PathLike[str], label_map: Mapping[str, str]
-) -> tuple[str, ...]:
-    names = _id2label(config)
-    own = [names[i] for i in range(len(names))]
-    unknown = sorted(set(label_map) - set(own))
-    if unknown:
-        raise LabelMismatchError(
-            f"{os.fspath(checkpoint)}: the label map names {unknown}, its labels are {own}; "
-            "map the names that it has"
-        )
-    labels = tuple(label_map.get(label, label) for label in own)
-    if len(set(labels)) != len(labels):
-        raise LabelMismatchError(
-            f"{os.fspath(checkpoint)}: two of its labels have one name in {list(labels)}; "
-            "give each label a name of its own"
-        )
-    return labels
-
-
-def _id2label(config: PretrainedConfig) -> dict[int, str]:
-    return {int(i): str(name) for i, name in (config.id2label or {}).items()}
-
-
-def _max_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None
-) -> int:
-    limit = _position_limit(model)
-    if wanted is not None:
-        if not 3 <= wanted <= limit:
-            raise InputError(
-                f"maximum length {wanted} is not possible: {model.config.model_type} reads "
-                f"3 to {limit} tokens"
-            )
-        return wanted
-    return int(min(limit, tokenizer.model_max_length))
-
-
-def _position_limit(model: PreTrainedModel) -> int:
-    for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from the padding id on.
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - offset)
-    return int(getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT)
-
-
-def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    inputs = ["input_ids", "attention_mask"]
-    accepted = inspect.signature(model.forward).parameters
-    if (
-        "token_type_ids" in accepted
-        and "token_type_ids" in tokenizer.model_input_names
-        and getattr(model.config, "type_vocab_size", 0) > 1
-    ):
-        inputs.append("token_type_ids")
-    return tuple(inputs)
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -432,8 +296,3 @@ def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
             f"{len(rows)} rows, at most {LOGIT_TOLERANCE:.0e} is allowed; "
             "report it with the model's architecture and versions"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

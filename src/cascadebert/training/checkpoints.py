@@ -1,0 +1,180 @@
+"""Opening the checkpoints that people give, and refusing those that cannot be a stage."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
+from cascadebert.training.logs import quiet
+
+_NO_LIMIT = 1_000_000
+_SMALLEST_VOCABULARY = 0.5
+
+
+def open_checkpoint(
+    checkpoint: str | PathLike[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a sequence classifier in fp32, for inference, and its tokenizer.
+
+    Raises:
+        ArtifactError: weights or tokenizer are damaged, missing or do not fit together.
+    """
+    place = os.fspath(checkpoint)
+    try:
+        with quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: its weights or tokenizer cannot be read ({_first_line(error)}); "
+            "a stage needs safetensors and a tokenizer"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(
+            f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
+            "would be random; fine-tune it as a sequence classifier first"
+        )
+    _refuse_other_tokenizer(tokenizer, model.config, place)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _refuse_other_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, place: str
+) -> None:
+    if not getattr(tokenizer, "backend_tokenizer", None):
+        raise ArtifactError(
+            f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "
+            "use a checkpoint with a fast tokenizer"
+        )
+    vocabulary = tokenizer.get_vocab()
+    # Where a checkpoint has no tokenizer, transformers makes one of a few special tokens.
+    if len(vocabulary) < _SMALLEST_VOCABULARY * config.vocab_size:
+        raise ArtifactError(
+            f"{place}: has no tokenizer, or another model's: {len(vocabulary)} entries for a model "
+            f"of {config.vocab_size}; put its tokenizer.json beside the weights"
+        )
+    if max(vocabulary.values()) >= config.vocab_size:
+        raise ArtifactError(
+            f"{place}: its tokenizer has the id {max(vocabulary.values())}, its model only "
+            f"{config.vocab_size} embeddings; use the tokenizer that it was trained with"
+        )
+
+
+def open_config(place: str) -> PretrainedConfig:
+    """The configuration of a checkpoint that may be a stage.
+
+    Raises:
+        ArtifactError: it cannot be opened, or is a regression or a multi-label classifier.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place)
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: not a checkpoint that transformers can open ({_first_line(error)}); "
+            "give a folder with config.json, or a hub name"
+        ) from error
+    if len(_id2label(config)) < 2:
+        raise ArtifactError(
+            f"{place}: has one output (a regression); "
+            "a cascade needs classifiers with two labels or more"
+        )
+    if config.problem_type == "multi_label_classification":
+        raise ArtifactError(
+            f"{place}: is a multi-label classifier; a cascade needs one label a row"
+        )
+    return config
+
+
+def label_names(
+    config: PretrainedConfig, checkpoint: str | PathLike[str], label_map: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The checkpoint's label names in the order of its logits, renamed by ``label_map``.
+
+    Raises:
+        LabelMismatchError: the map names a label that there is not, or makes two alike.
+    """
+    names = _id2label(config)
+    own = [names[i] for i in range(len(names))]
+    unknown = sorted(set(label_map) - set(own))
+    if unknown:
+        raise LabelMismatchError(
+            f"{os.fspath(checkpoint)}: the label map names {unknown}, its labels are {own}; "
+            "map the names that it has"
+        )
+    labels = tuple(label_map.get(label, label) for label in own)
+    if len(set(labels)) != len(labels):
+        raise LabelMismatchError(
+            f"{os.fspath(checkpoint)}: two of its labels have one name in {list(labels)}; "
+            "give each label a name of its own"
+        )
+    return labels
+
+
+def _id2label(config: PretrainedConfig) -> dict[int, str]:
+    return {int(i): str(name) for i, name in (config.id2label or {}).items()}
+
+
+def maximum_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None
+) -> int:
+    """Tokens that the stage reads: what is wanted, or what model and tokenizer allow.
+
+    Raises:
+        InputError: more than the model has positions for, or fewer than 3.
+    """
+    limit = _position_limit(model)
+    if wanted is not None:
+        if not 3 <= wanted <= limit:
+            raise InputError(
+                f"maximum length {wanted} is not possible: {model.config.model_type} reads "
+                f"3 to {limit} tokens"
+            )
+        return wanted
+    return int(min(limit, tokenizer.model_max_length))
+
+
+def _position_limit(model: PreTrainedModel) -> int:
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count positions from the padding id on.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - offset)
+    return int(getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT)
+
+
+def model_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Names of the inputs that the model reads and the tokenizer makes."""
+    inputs = ["input_ids", "attention_mask"]
+    accepted = inspect.signature(model.forward).parameters
+    if (
+        "token_type_ids" in accepted
+        and "token_type_ids" in tokenizer.model_input_names
+        and getattr(model.config, "type_vocab_size", 0) > 1
+    ):
+        inputs.append("token_type_ids")
+    return tuple(inputs)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
