@@ -118,9 +118,8 @@ class Cascade:
         try:
             from cascadebert.training.export import export_cascade
         except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                error.name or "torch", "building a cascade", "train"
-            ) from None
+            missing = error.name or "torch"
+            raise MissingDependencyError(missing, "building a cascade", "train") from None
         scratch = tempfile.TemporaryDirectory(prefix="cascadebert-")
         record = export_cascade(
             [fspath(checkpoint) for checkpoint in checkpoints],
@@ -185,8 +184,9 @@ class Cascade:
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """One a stage but the last, from 0 (every row exits) to 1 (none does, and the stage is
-        not run); None before they are chosen.
+        """One a stage but the last, on the scale of the confidence; None before they are chosen.
+
+        At 0 every row exits; at 1 none does, and the stage is not run.
         """
         return self._record.thresholds
 
@@ -225,7 +225,7 @@ class Cascade:
         """Choose the thresholds that serve a target best on held-out rows, and set them.
 
         Every stage runs on every row. The figures in the policy are estimates on these rows;
-        :meth:`evaluate` on other rows gives unbiased ones.
+        :func:`cascadebert.evaluate` on other rows gives unbiased ones.
 
         Args:
             rows: labelled rows that no stage was trained on, see :func:`as_rows`.
