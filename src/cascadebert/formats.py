@@ -122,7 +122,8 @@ def read_parquet(path: Path, used: Used) -> Records:
     """The used columns of a Parquet file, a few thousand rows in memory at a time."""
     pyarrow = _pyarrow(f"{path}: reading Parquet")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # Buffering ahead would keep the whole file in memory by its end.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             columns = used(file.schema_arrow.names)
             classes = _class_names(file.schema_arrow.metadata)
             number = 0
