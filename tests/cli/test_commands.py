@@ -268,6 +268,16 @@ def test_targets_are_checked_before_anything_is_written(
     assert not answers.exists()
 
 
+def test_folder_of_a_data_set_as_input(run: Run, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a", "id": 3}\n')
+    target = tmp_path / "answers.jsonl"
+    done = run("predict", folder, "--input", tmp_path / "data", "--output", target, "--keep", "id")
+    assert done.code == 0, done.err
+    assert lines(target)[0]["id"] == 3
+
+
 def test_kept_columns_of_one_name(run: Run, folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "a", "label": "x", "input_label": "y", "probability_good": 1}\n')

@@ -91,13 +91,13 @@ def say(text: str) -> None:
     output.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def refuse_targets(*targets: str | Path | None) -> None:
-    """Refuse files that could not be written, or that are named twice, before any work.
+def refuse_targets(source: str, *targets: str | Path | None) -> None:
+    """Refuse files that could not be written or are the source, or one another, before any work.
 
     Raises:
         InputError: a folder that does not exist, a folder in place of a file, one file twice.
     """
-    seen: set[Path] = set()
+    seen = {Path(source).resolve()}
     for target in targets:
         if target is None or str(target) == STANDARD_STREAM:
             continue

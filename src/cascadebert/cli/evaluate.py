@@ -33,7 +33,7 @@ def evaluate(
 
     cascadebert evaluate my-cascade --data test.parquet --repeats 5 --json result.json
     """
-    console.refuse_targets(json_file)
+    console.refuse_targets(data, json_file)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     names = console.columns(text_column, text_pair_column, label_column)
     rows = console.labelled_rows(cascade, data, names)

@@ -49,7 +49,7 @@ def tune(
     cascadebert tune my-cascade --data validation.csv --speedup 4 --label-column intent
     """
     target = _target(max_drop, speedup)
-    console.refuse_targets(json_file)
+    console.refuse_targets(data, json_file)
     if output is not None:
         refuse_other_folder(output)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
