@@ -21,8 +21,9 @@ class OnnxRuntime:
     def __init__(self, folder: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        # Keeps memory flat over batches of many shapes.
+        # Batches come in many shapes: an arena would grow with each new one and give nothing back.
         options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
         path = folder / MODEL_FILE
         try:
             self._session = onnxruntime.InferenceSession(
