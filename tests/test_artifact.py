@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cascadebert import Cascade
+from cascadebert.artifact import write_text
 from cascadebert.errors import ArtifactError
 from conftest import Make
 
@@ -122,6 +123,10 @@ def test_paths_that_leave_the_folder(copy: Path, path: str) -> None:
         lambda values: values["stages"][0].update(max_length="x"),
         lambda values: values["stages"][0].update(inputs=["pixels"]),
         lambda values: values["stages"][0].update(truncation_side="up"),
+        lambda values: values["stages"][0].update(folder="stages/deeper/1-distilbert"),
+        lambda values: values["stages"][0].update(folder="distilbert"),
+        lambda values: values["stages"][0]["files"].update({"config.json": 7}),
+        lambda values: values.update(score="mood"),
     ],
 )
 def test_damaged_record(copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -243,6 +248,41 @@ def test_stages_of_one_name_and_other_weights_replace_each_other(
             Cascade.from_pretrained(target).predict_proba(TEXTS), cascade.predict_proba(TEXTS)
         )
         assert len(list((target / "stages").iterdir())) == 1
+
+
+def test_stage_changed_after_loading_is_not_saved(copy: Path, tmp_path: Path) -> None:
+    cascade = Cascade.from_pretrained(copy)
+    (copy / "stages" / "2-roberta" / "config.json").write_text("{}")
+    for target in (copy, tmp_path / "elsewhere"):
+        with pytest.raises(ArtifactError, match=r"2-roberta: was changed or removed"):
+            cascade.save_pretrained(target)
+    assert not (tmp_path / "elsewhere").exists()
+    shutil.rmtree(copy)
+    with pytest.raises(ArtifactError, match="was changed or removed"):
+        cascade.save_pretrained(tmp_path / "elsewhere")
+
+
+def test_saving_into_an_empty_folder_or_through_a_link_to_it(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    cascade.save_pretrained(tmp_path / "link")
+    assert Cascade.from_pretrained(tmp_path / "empty").thresholds == cascade.thresholds
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    cascade.save_pretrained(".")
+    assert Path("cascade.json").exists()
+
+
+def test_files_are_written_through_links_and_into_pipes(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    write_text(Path("/dev/null"), "gone")
+    assert not Path("/dev/null").is_file()
 
 
 def test_relative_names(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

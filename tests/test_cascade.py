@@ -174,7 +174,8 @@ def test_call_is_like_a_pipeline(cascade: Cascade) -> None:
         ([("a", ""), ("b", "c")], "row 0: 'text_pair' is empty"),
         ([{"txt": "a"}], "row 0: no key 'text'"),
         ([{"text": "a"}, {"text": "b", "text_pair": "c"}], "row 0: no key 'text_pair'"),
-        ([("a", "b"), "c"], "row 1: 'c' is not a .text, text_pair."),
+        ([("a", "b"), "c"], "row 1: 'c' is not of the kind of row 0"),
+        ([{"text": "a"}, "b"], "row 1: 'b' is not of the kind of row 0"),
         ({"text": ["a"]}, "a dict is not a sequence of rows"),
         (b"bytes", "a bytes is not a sequence of rows"),
     ],
@@ -202,9 +203,16 @@ def test_arrays_and_integers_as_labels(saved: Any) -> None:
         Rows(["a", "b"], None, [0, 1.5])
 
 
+def test_labels_are_not_looked_at_when_classifying(cascade: Cascade) -> None:
+    rows = [{"text": "a", "label": None}, {"text": "b"}]
+    assert len(cascade.predict(rows)) == 2
+
+
 def test_stream_errors_count_from_its_start(cascade: Cascade) -> None:
     with pytest.raises(InputError, match="row 5: 'text' is null"):
         list(cascade.predict_iter([*VARIED[:5], None], window=2))
+    with pytest.raises(InputError, match="row 3: no key 'text'"):
+        list(cascade.predict_iter([{"text": "a"}] * 3 + [{"txt": "a"}], window=3))
     with pytest.raises(InputError, match="a window of 0 rows"):
         list(cascade.predict_iter(VARIED, window=0))
 

@@ -216,9 +216,40 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_tsv_writes_quotes_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    with RowWriter(str(path)) as writer:
+        writer.write([{"text": 'he said "hi"', "note": None}])
+    assert path.read_text() == 'text\tnote\nhe said "hi"\t\n'
+    assert read_rows(path).texts == ['he said "hi"']
+
+
+def test_nested_values_are_checked_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "meta": {"x": "\\ud800"}}\n')
+    (row,) = RowFile(str(path), keep=["meta"])
+    assert isinstance(row, BadRow)
+
+
+def test_given_types_are_not_guessed(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.parquet"
+    with RowWriter(str(path), types={"big": pyarrow.uint64()}) as writer:
+        writer.write([{"text": "a", "big": 2**63 + 1}])
+    (row,) = RowFile(str(path), keep=["big"])
+    assert isinstance(row, GoodRow)
+    assert row.record["big"] == 2**63 + 1
+    with (
+        pytest.raises(InputError, match="Parquet needs one type"),
+        RowWriter(str(path)) as writer,
+    ):
+        writer.write([{"big": 2**70}])
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
+
+
 def test_tsv_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     with (
-        pytest.raises(InputError, match="TSV cannot hold a value"),
+        pytest.raises(InputError, match="TSV cannot hold"),
         RowWriter(str(tmp_path / "rows.tsv")) as writer,
     ):
         writer.write([{"text": "a\tb"}])

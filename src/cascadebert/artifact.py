@@ -14,6 +14,7 @@ cascade is loaded. No pickle is ever read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -30,11 +31,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascadebert.deferral.confidence import confidence_score
 from cascadebert.errors import ArtifactError, InputError
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "cascade.json"
 CARD_FILE = "README.md"
+STAGES = "stages"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -129,6 +132,11 @@ def read_record(folder: Path) -> CascadeRecord:
     for stage in record.stages:
         for name in (stage.folder, *stage.files):
             _refuse_escape(path, name)
+        if PurePosixPath(stage.folder).parent != PurePosixPath(STAGES):
+            raise ArtifactError(
+                f"{path}: damaged (stage folder {stage.folder!r} is not {STAGES}/NAME); "
+                "build the cascade again"
+            )
     return record
 
 
@@ -144,8 +152,11 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
     )
     if not record.stages:
         raise ValueError("it has no stages")
+    if len(set(record.labels)) != len(record.labels):
+        raise ValueError(f"labels {record.labels} are not all different")
+    confidence_score(record.score)
     for stage in record.stages:
-        if sorted(stage.labels) != sorted(set(record.labels)):
+        if sorted(stage.labels) != sorted(record.labels):
             raise ValueError(f"stage {stage.name!r} has other labels than the cascade")
     if record.thresholds is not None:
         check_thresholds(record.thresholds, len(record.stages))
@@ -163,6 +174,8 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
             "files": dict(values["files"]),
         }
     )
+    if not all(isinstance(value, str) for value in stage.files.values()):
+        raise TypeError("'files' has a hash that is not a string")
     if not set(STAGE_FILES) <= set(stage.files):
         raise ValueError(f"'files' lacks one of {STAGE_FILES}")
     if not (isinstance(stage.max_length, int) and stage.max_length > 0):
@@ -240,7 +253,10 @@ def refuse_other_folder(target: Path) -> None:
     """
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target}: is a file; name a folder for the cascade")
-    if target.is_dir() and any(target.iterdir()) and not (target / RECORD_FILE).exists():
+    if not target.is_dir() or (target / RECORD_FILE).exists():
+        return
+    # A first save that was interrupted leaves its stages and no record.
+    if any(path.name != STAGES for path in target.iterdir()):
         raise ArtifactError(
             f"{target}: has other files in it and is not a cascade; name a new or empty folder"
         )
@@ -249,52 +265,58 @@ def refuse_other_folder(target: Path) -> None:
 def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
     """Write a cascade so that a crash at any moment leaves the old one whole, or the new one.
 
-    A new folder is made under a temporary name and moved into place. In an existing cascade
+    A new folder is made under a temporary name and moved into place. In a folder that exists
     new stages are put beside the old ones and take effect when ``cascade.json`` is replaced,
-    which is one step; only then are the old ones removed. Whatever else is in the folder stays.
-    Two writers at a time are not provided for.
+    which is one step. The folder ``stages`` belongs to the cascade, and what the record does not
+    name is removed from it; whatever else is in the folder stays. Two writers at a time are not
+    provided for.
 
     Args:
-        target: the folder to write.
+        target: the folder to write; a link is followed.
         source: the folder that the stages in ``record`` lie in.
         record: what to write.
         card: text of the model card.
 
     Raises:
-        ArtifactError: see :func:`refuse_other_folder`.
+        ArtifactError: see :func:`refuse_other_folder`; or a stage in ``source`` is not, or no
+            longer, what ``record`` says.
     """
+    target = target.resolve()
     refuse_other_folder(target)
-    if (target / RECORD_FILE).exists():
+    if target.is_dir():
         _update(target, source, record, card)
         return
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for stage in record.stages:
-            _copy_stage(source / stage.folder, temporary / stage.folder)
-        write_text(temporary / CARD_FILE, card)
-        _write_record(temporary, record)
+        _update(temporary, source, record, card)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
+    (target / STAGES).mkdir(exist_ok=True)
+    with contextlib.suppress(ArtifactError):
+        _sweep(target, read_record(target))
     stages = []
     for stage in record.stages:
         place = stage.folder
         if not _is_intact(target / place, stage):
             place = _free_name(target, place)
-            temporary = target / "stages" / ".new"
-            shutil.rmtree(temporary, ignore_errors=True)
-            _copy_stage(source / stage.folder, temporary)
-            temporary.rename(target / place)
+            _copy_stage(source / stage.folder, target / place, stage)
         stages.append(dataclasses.replace(stage, folder=place))
-    _write_record(target, dataclasses.replace(record, stages=tuple(stages)))
+    new = dataclasses.replace(record, stages=tuple(stages))
+    _write_record(target, new)
     write_text(target / CARD_FILE, card)
-    in_use = {target / stage.folder for stage in stages}
-    for path in (target / "stages").iterdir():
+    _sweep(target, new)
+
+
+def _sweep(target: Path, record: CascadeRecord) -> None:
+    """Remove the stages that the record does not name."""
+    in_use = {target / stage.folder for stage in record.stages}
+    for path in (target / STAGES).iterdir():
         if path not in in_use:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -311,11 +333,22 @@ def _free_name(target: Path, place: str) -> str:
     return next(name for name in names if not (target / name).exists())
 
 
-def _copy_stage(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
-    for path in target.rglob("*"):
-        if path.is_file():
-            _sync(path)
+def _copy_stage(source: Path, target: Path, stage: StageRecord) -> None:
+    temporary = target.with_name(".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temporary)
+        if not _is_intact(temporary, stage):
+            raise ArtifactError(
+                f"{source}: was changed or removed after the cascade was loaded; load it again"
+            )
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_record(folder: Path, record: CascadeRecord) -> None:
@@ -331,7 +364,15 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block ends without error."""
+    """A temporary path beside ``path`` that takes its place if the block ends without error.
+
+    Links are followed.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to as it is.
+        yield path
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -24,11 +24,14 @@ class Rows:
     labels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.texts, (str, bytes)):
+            raise InputError("the texts of rows are one string; give a list of strings")
         object.__setattr__(self, "texts", list(self.texts))
         for name in ("pairs", "labels"):
             column = getattr(self, name)
             if column is None:
                 continue
+            column = list(column)
             if len(column) != len(self.texts):
                 raise InputError(
                     f"{len(self.texts)} texts and {len(column)} {name}: give one for each row"
@@ -117,7 +120,7 @@ def as_rows(
     Raises:
         InputError: a row that cannot be used; the message gives its number.
     """
-    checked = rows if isinstance(rows, Rows) else _collect(rows, pairs)
+    checked = rows if isinstance(rows, Rows) else _collect(rows, pairs, with_labels, first)
     if with_labels and (checked.labels is None or not len(checked)):
         raise InputError("labelled rows are needed: give at least one, each with a 'label'")
     for name, column in (("text", checked.texts), ("text_pair", checked.pairs or ())):
@@ -128,7 +131,7 @@ def as_rows(
     return checked
 
 
-def _collect(rows: Any, pairs: Sequence[str] | None) -> Rows:
+def _collect(rows: Any, pairs: Sequence[str] | None, with_labels: bool, first: int) -> Rows:
     if isinstance(rows, str):
         rows = [rows]
     if hasattr(rows, "column_names") and hasattr(rows, "features"):
@@ -141,24 +144,31 @@ def _collect(rows: Any, pairs: Sequence[str] | None) -> Rows:
     rows = list(rows)
     if not rows or not isinstance(rows[0], (Mapping, tuple, list)):
         return Rows(rows, pairs)
+    kind = Mapping if isinstance(rows[0], Mapping) else (tuple, list)
+    for number, row in enumerate(rows, start=first):
+        if not isinstance(row, kind) or (kind is not Mapping and len(row) != 2):
+            raise InputError(
+                f"row {number}: {row!r:.60} is not of the kind of row {first}; give texts, "
+                "(text, text_pair) tuples or mappings, all alike"
+            )
     if pairs is not None:
         raise InputError("second texts come with the rows here; leave the argument 'pairs' out")
-    if all(isinstance(row, Mapping) for row in rows):
-        texts = _column(rows, "text")
+    if kind is Mapping:
+        texts = _column(rows, "text", first)
         if texts is None:
-            raise InputError(f"row 0: no key 'text', only {list(rows[0])[:8]}; name the text so")
-        return Rows(texts, _column(rows, "text_pair"), _column(rows, "label"))
-    for number, row in enumerate(rows):
-        if not isinstance(row, (tuple, list)) or len(row) != 2:
-            raise InputError(f"row {number}: {row!r:.60} is not a (text, text_pair) as row 0 is")
+            keys = list(rows[0])[:8]
+            raise InputError(f"row {first}: no key 'text', only {keys}; name the text so")
+        labels = _column(rows, "label", first) if with_labels else None
+        return Rows(texts, _column(rows, "text_pair", first), labels)
     return Rows([text for text, _ in rows], [pair for _, pair in rows])
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
+def _column(rows: Sequence[Mapping[str, Any]], name: str, first: int) -> list[Any] | None:
     present = [name in row for row in rows]
     if any(present) and not all(present):
+        number = first + present.index(False)
         raise InputError(
-            f"row {present.index(False)}: no key '{name}', which other rows have; give all or none"
+            f"row {number}: no key '{name}', which other rows have; give it to all or none"
         )
     return [row[name] for row in rows] if any(present) else None
 

@@ -7,6 +7,7 @@ and the caller decides.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 import tempfile
@@ -81,6 +82,8 @@ class RowFile:
     def resolved_format(self) -> str | None:
         """The format of the file; None for a data set."""
         if self.path is None and not Path(self.source).is_file():
+            if self.format is not None:
+                raise InputError(f"{self.source}: no such file; check the path")
             return None
         return formats.checked_format(self.source, self.format)
 
@@ -138,7 +141,12 @@ class RowFile:
                 return f"'{name}' {fault}"
         for name in self.keep:
             value = record.get(name)
-            fault = encoding_fault(value) if isinstance(value, str) else None
+            shown = (
+                value
+                if isinstance(value, str)
+                else json.dumps(value, ensure_ascii=False, default=str)
+            )
+            fault = encoding_fault(shown)
             if fault:
                 return f"'{name}' {fault}"
         label = None

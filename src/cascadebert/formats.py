@@ -124,7 +124,10 @@ def read_parquet(path: Path, used: Used) -> Records:
     try:
         # Buffering ahead would keep the whole file in memory by its end.
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-            columns = used(file.schema_arrow.names)
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise InputError(f"{path}: the columns {names} have a name twice; rename one")
+            columns = used(names)
             classes = _class_names(file.schema_arrow.metadata)
             number = 0
             for batch in file.iter_batches(batch_size=4096, columns=columns):
@@ -138,9 +141,13 @@ def read_parquet(path: Path, used: Used) -> Records:
 
 
 def parquet_types(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The pyarrow types of some columns of a Parquet file."""
-    schema = _pyarrow("reading Parquet").parquet.read_schema(path)
-    return {name: schema.field(name).type for name in names}
+    """The pyarrow types of some columns of a Parquet file, as :func:`read_parquet` gives them."""
+    pyarrow = _pyarrow("reading Parquet")
+    schema = pyarrow.parquet.read_schema(path)
+    classes = _class_names(schema.metadata)
+    return {
+        name: pyarrow.string() if name in classes else schema.field(name).type for name in names
+    }
 
 
 def _pyarrow(purpose: str) -> Any:
@@ -154,12 +161,15 @@ def _pyarrow(purpose: str) -> Any:
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     """The label names that ``datasets`` leaves in the files that it writes."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    return {
-        name: feature["names"]
-        for name, feature in info.get("features", {}).items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _batch_records(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
@@ -241,9 +251,7 @@ class RowWriter:
             if self._target == STANDARD_STREAM:
                 self._lines: IO[str] = sys.stdout
             else:
-                self._path = Path(self._target)
-                if not self._path.exists() or self._path.is_file():
-                    self._path = self._cleanup.enter_context(replacing(self._path))
+                self._path = self._cleanup.enter_context(replacing(Path(self._target)))
                 if self._format != "parquet":
                     self._lines = self._cleanup.enter_context(
                         self._path.open("w", encoding="utf-8", newline="")
@@ -252,8 +260,6 @@ class RowWriter:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
         self._cleanup.__exit__(*error)
 
     def write(self, records: Sequence[Record]) -> None:
@@ -268,42 +274,49 @@ class RowWriter:
             self._write_separated(records)
 
     def _write_separated(self, records: Sequence[Record]) -> None:
+        lines = [list(record.values()) for record in records]
+        if records and not self._header_written:
+            lines.insert(0, list(records[0]))
+            self._header_written = True
         if self._format == "csv":
-            writer = csv.writer(self._lines)
-        else:
-            writer = csv.writer(
-                self._lines, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n"
-            )
-        try:
-            if records and not self._header_written:
-                writer.writerow(records[0])
-                self._header_written = True
-            writer.writerows(record.values() for record in records)
-        except csv.Error as error:
-            raise InputError(
-                f"{self._target}: {self._format.upper()} cannot hold a value ({error}); "
-                "write CSV, JSONL or Parquet"
-            ) from None
+            csv.writer(self._lines).writerows(lines)
+            return
+        for line in lines:
+            values = ["" if value is None else str(value) for value in line]
+            for value in values:
+                if any(separator in value for separator in "\t\r\n"):
+                    raise InputError(
+                        f"{self._target}: TSV cannot hold {value!r:.60}, with a tab or a line "
+                        "break; write CSV, JSONL or Parquet"
+                    )
+            self._lines.write("\t".join(values) + "\n")
 
     def _write_parquet(self, records: Sequence[Record]) -> None:
         pyarrow = _pyarrow("writing Parquet")
         try:
             if self._parquet is None:
-                schema = self._schema(pyarrow.Table.from_pylist(list(records)).schema)
+                guess = [
+                    {name: v for name, v in r.items() if name not in self._types} for r in records
+                ]
+                guessed = pyarrow.Table.from_pylist(guess).schema
+                schema = self._schema(list(records[0]), guessed)
                 self._parquet = pyarrow.parquet.ParquetWriter(self._path, schema)
+                self._cleanup.callback(self._parquet.close)
             table = pyarrow.Table.from_pylist(list(records), schema=self._parquet.schema)
             self._parquet.write_table(table)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
             raise InputError(
                 f"{self._target}: Parquet needs one type a column ({error}); write JSONL"
             ) from None
 
-    def _schema(self, guessed: Any) -> Any:
+    def _schema(self, names: Sequence[str], guessed: Any) -> Any:
         pyarrow = _pyarrow("writing Parquet")
-        fields = []
-        for column in guessed:
+
+        def column_type(name: str) -> Any:
+            if name in self._types:
+                return self._types[name]
+            found = guessed.field(name).type
             # A column without any value yet may have some later, most likely text.
-            unknown = pyarrow.types.is_null(column.type)
-            default = pyarrow.string() if unknown else column.type
-            fields.append((column.name, self._types.get(column.name, default)))
-        return pyarrow.schema(fields)
+            return pyarrow.string() if pyarrow.types.is_null(found) else found
+
+        return pyarrow.schema([(name, column_type(name)) for name in names])

@@ -314,6 +314,24 @@ def test_kept_columns_keep_their_type_from_parquet_to_parquet(
     assert parquet.read_table(target)["id"].to_pylist() == [None, 7]
 
 
+def test_class_names_are_kept_from_parquet_to_parquet(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    from pyarrow import parquet
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    target = tmp_path / "answers.parquet"
+    done = run("predict", folder, "--input", tmp_path / "rows.parquet", "--output", target,
+               "--keep", "label")  # fmt: skip
+    assert done.code == 0, done.err
+    assert parquet.read_table(target)["input_label"].to_pylist() == ["pos", "neg"]
+
+
 def test_repeated_label_maps_add_up(run: Run, make: Make, tmp_path: Path) -> None:
     checkpoint = make("a")
     done = run("build", checkpoint, "--output", tmp_path / "out",

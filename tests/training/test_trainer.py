@@ -58,7 +58,7 @@ def test_labels_in_a_given_order(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "labels", "message"),
     [
-        (Rows(CORPUS), None, "have no labels"),
+        (Rows(CORPUS), None, "labelled rows are needed"),
         (Rows(["a"], None, ["x"]), None, "two labels or more"),
         (ROWS, ["yes", "maybe"], r"labels \['no'\] are in the rows"),
     ],

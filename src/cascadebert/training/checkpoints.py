@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from os import PathLike
+from typing import cast
 
 import torch
 from transformers import (
@@ -21,7 +22,6 @@ from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
 from cascadebert.training.logs import quiet
 
 _NO_LIMIT = 1_000_000
-_SMALLEST_VOCABULARY = 0.5
 
 
 def open_checkpoint(
@@ -54,12 +54,12 @@ def open_checkpoint(
             f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
             "would be random; fine-tune it as a sequence classifier first"
         )
-    _refuse_other_tokenizer(tokenizer, model.config, place)
+    _refuse_other_tokenizer(tokenizer, model, place)
     return model.eval().requires_grad_(False), tokenizer
 
 
 def _refuse_other_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, place: str
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str
 ) -> None:
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ArtifactError(
@@ -67,16 +67,17 @@ def _refuse_other_tokenizer(
             "use a checkpoint with a fast tokenizer"
         )
     vocabulary = tokenizer.get_vocab()
-    # Where a checkpoint has no tokenizer, transformers makes one of a few special tokens.
-    if len(vocabulary) < _SMALLEST_VOCABULARY * config.vocab_size:
+    # Where a checkpoint has no tokenizer, transformers makes one of special tokens alone.
+    if len(vocabulary) <= len(tokenizer.all_special_tokens):
         raise ArtifactError(
-            f"{place}: has no tokenizer, or another model's: {len(vocabulary)} entries for a model "
-            f"of {config.vocab_size}; put its tokenizer.json beside the weights"
+            f"{place}: has no tokenizer that knows a word; "
+            "put its tokenizer.json beside the weights"
         )
-    if max(vocabulary.values()) >= config.vocab_size:
+    embeddings = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if max(vocabulary.values()) >= embeddings:
         raise ArtifactError(
             f"{place}: its tokenizer has the id {max(vocabulary.values())}, its model only "
-            f"{config.vocab_size} embeddings; use the tokenizer that it was trained with"
+            f"{embeddings} embeddings; use the tokenizer that it was trained with"
         )
 
 

@@ -65,7 +65,7 @@ def fine_tune(
     Raises:
         InputError: rows without labels, fewer than two labels, or a label not in ``labels``.
     """
-    rows = as_rows(rows)
+    rows = as_rows(rows, with_labels=True)
     names = _label_order(rows, labels)
     ids = {name: i for i, name in enumerate(names)}
     # The head is drawn when the model is made, before the Trainer sets its own seed.
@@ -120,9 +120,7 @@ def bf16_is_fast() -> bool:
 
 
 def _label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
-    if rows.labels is None:
-        raise InputError("the training rows have no labels: name the column that holds them")
-    found = sorted(set(rows.labels))
+    found = sorted(set(rows.labels or ()))
     names = list(labels) if labels is not None else found
     unknown = sorted(set(found) - set(names))
     if unknown:
