@@ -16,7 +16,7 @@ from cascadebert.cascade import DEFAULT_WINDOW, Cascade, Prediction, batched
 from cascadebert.cli import console
 from cascadebert.errors import InputError
 from cascadebert.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
-from cascadebert.formats import STANDARD_STREAM, RowWriter, parquet_types
+from cascadebert.formats import STANDARD_STREAM, RowWriter, checked_format, parquet_types
 
 _RESULT = ("row", "label", "stage", "confidence")
 
@@ -86,8 +86,10 @@ def predict(
         errors_file = f"{output_file}.errors.jsonl"
     skipping = on_error is OnError.skip
     console.refuse_targets(input_file, output_file, errors_file if skipping else None, json_file)
+    checked_format(output_file, output_format)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
-    kept = _kept_names(keep or [], cascade.labels if probabilities else ())
+    shown_labels = cascade.labels if probabilities else ()
+    kept = _kept_names(keep or [], shown_labels)
     source = RowFile(
         input_file,
         console.columns(text_column, text_pair_column),
@@ -100,19 +102,16 @@ def predict(
         writer = files.enter_context(RowWriter(output_file, output_format, types))
         if bad:
             reasons = files.enter_context(RowWriter(str(errors_file), "jsonl"))
-            reasons.write(
-                [
-                    {"row": row.number, "place": row.place, "reason": row.reason}
-                    for row in file
-                    if isinstance(row, BadRow)
-                ]
-            )
+            for row in file:
+                if isinstance(row, BadRow):
+                    values = {"row": row.number, "place": row.place, "reason": row.reason}
+                    reasons.write([values])
         exits, truncated = np.zeros(len(cascade.stages), dtype=np.int64), 0
         start = time.perf_counter()
         with console.progress_bar("classifying", good) as progress:
             for rows in batched((r for r in file if isinstance(r, GoodRow)), DEFAULT_WINDOW):
                 out = cascade.predict(rows_of(rows), progress=progress)
-                writer.write(list(_records(rows, out, kept, cascade.labels * probabilities)))
+                writer.write(list(_records(rows, out, kept, shown_labels)))
                 exits += np.bincount(out.stage - 1, minlength=len(exits))
                 truncated += int(out.truncated.sum())
         seconds = time.perf_counter() - start
