@@ -194,6 +194,7 @@ def test_tables_are_not_taken_for_their_column_names(cascade: Cascade) -> None:
     same(cascade.predict(table["text"]), cascade.predict(VARIED[:3]))
 
 
+@pytest.mark.filterwarnings("ignore::cascadebert.errors.CascadeWarning")
 def test_arrays_and_integers_as_labels(saved: Any) -> None:
     fresh = Cascade.from_pretrained(saved)
     out = fresh.predict(np.array(VARIED), np.array(VARIED[::-1]))
@@ -252,6 +253,7 @@ def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
     assert (out.labels == truth).mean() == pytest.approx(policy.accuracy, abs=0.02)
 
 
+@pytest.mark.filterwarnings("ignore::cascadebert.errors.CascadeWarning")
 def test_impossible_target_leaves_the_thresholds(saved: Any) -> None:
     fresh = Cascade.from_pretrained(saved)
     rows = Rows(VARIED, None, fresh.predict(VARIED).labels.tolist())

@@ -368,11 +368,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Links are followed.
     """
-    path = path.resolve()
     if path.exists() and not path.is_file():
         # A pipe or a device is written to as it is.
         yield path
         return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -37,8 +37,9 @@ def demo(
         raise InputError(f"{output}: has other files in it; name a new or empty folder")
     try:
         from cascadebert.demo.tutorial import run_demo
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(error.name or "torch", "the demo", "demo") from None
+    except (ModuleNotFoundError, MissingDependencyError) as error:
+        missing = getattr(error, "name", None) or "torch"
+        raise MissingDependencyError(missing, "the demo", "demo") from None
     start = time.perf_counter()
     result = run_demo(output, console.progress_bar)
     policy, evaluation = result.policy, result.evaluation
