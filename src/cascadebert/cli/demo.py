@@ -56,7 +56,7 @@ def demo(
         f"{100 * (policy.reference_accuracy - policy.accuracy):.2f}, at most 1 was asked for.\n"
         f"The frontier as a picture: {result.picture}\n"
         f"Done in {time.perf_counter() - start:.0f} s. Next:\n\n"
-        f"  cascadebert tune {result.cascade} --data {result.validation} --speedup 1.7\n"
+        f"  cascadebert tune {result.cascade} --data {result.validation} --max-drop 0.02\n"
         f"  cascadebert evaluate {result.cascade} --data {result.test}\n"
         f"  cascadebert predict {result.cascade} --input {result.test} --output answers.jsonl\n",
     )
