@@ -219,15 +219,24 @@ def check_files(folder: Path, stages: Sequence[StageRecord]) -> None:
         ArtifactError: a file is missing or differs; the message names it.
     """
     for stage in stages:
-        for name, expected in stage.files.items():
-            path = folder / stage.folder / name
-            if not path.is_file():
-                raise ArtifactError(f"{path}: missing; copy the cascade again or rebuild it")
-            if file_hash(path) != expected:
-                raise ArtifactError(
-                    f"{path}: damaged or changed (its SHA-256 is not the recorded "
-                    f"{expected[:12]}…); copy the cascade again or rebuild it"
-                )
+        name = _first_fault(folder / stage.folder, stage)
+        if name is None:
+            continue
+        path = folder / stage.folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; copy the cascade again or rebuild it")
+        raise ArtifactError(
+            f"{path}: damaged or changed (its SHA-256 is not the recorded "
+            f"{stage.files[name][:12]}…); copy the cascade again or rebuild it"
+        )
+
+
+def _first_fault(folder: Path, stage: StageRecord) -> str | None:
+    """Name of the first file of the stage that is missing or differs from the record."""
+    for name, expected in stage.files.items():
+        if not (folder / name).is_file() or file_hash(folder / name) != expected:
+            return name
+    return None
 
 
 def file_hash(path: Path) -> str:
@@ -303,7 +312,7 @@ def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> Non
     stages = []
     for stage in record.stages:
         place = stage.folder
-        if not _is_intact(target / place, stage):
+        if _first_fault(target / place, stage):
             place = _free_name(target, place)
             _copy_stage(source / stage.folder, target / place, stage)
         stages.append(dataclasses.replace(stage, folder=place))
@@ -321,13 +330,6 @@ def _sweep(target: Path, record: CascadeRecord) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_intact(folder: Path, stage: StageRecord) -> bool:
-    return all(
-        (folder / name).is_file() and file_hash(folder / name) == expected
-        for name, expected in stage.files.items()
-    )
-
-
 def _free_name(target: Path, place: str) -> str:
     names = (f"{place}-{i}" if i else place for i in itertools.count())
     return next(name for name in names if not (target / name).exists())
@@ -339,7 +341,7 @@ def _copy_stage(source: Path, target: Path, stage: StageRecord) -> None:
     try:
         if source.is_dir():
             shutil.copytree(source, temporary)
-        if not _is_intact(temporary, stage):
+        if _first_fault(temporary, stage):
             raise ArtifactError(
                 f"{source}: was changed or removed after the cascade was loaded; load it again"
             )

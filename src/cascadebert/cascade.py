@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cascadebert import artifact
 from cascadebert.artifact import CascadeRecord
-from cascadebert.data import Rows, as_rows
+from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.confidence import confidence_score, softmax
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.targets import Target
@@ -246,17 +246,18 @@ class Cascade:
         runs = [stage.run_all(held_out, progress=progress) for stage in self.stages]
         for number, run in enumerate(runs, start=1):
             self._warn_if_worse_than_chance(number, run.logits, truth)
+        costs = np.stack([run.costs(cost) for run in runs], axis=1)
         policy = choose_thresholds(
             [softmax(run.logits) for run in runs],
             truth,
-            np.stack([run.costs(cost) for run in runs], axis=1),
+            costs,
             target,
             score=self._record.score,
         )
         self.thresholds = policy.thresholds
         self._record = dataclasses.replace(
             self._record,
-            cost={"kind": cost, "per_row": [float(run.costs(cost).mean()) for run in runs]},
+            cost={"kind": cost, "per_row": costs.mean(axis=0).tolist()},
             data_fingerprint=held_out.fingerprint(),
         )
         return policy
@@ -272,8 +273,7 @@ class Cascade:
             if label not in ids:
                 raise InputError(
                     f"row {i}: label {label!r} is not one that the cascade knows "
-                    f"({', '.join(map(repr, self.labels[:6]))}{', …' * (len(ids) > 6)}); "
-                    "rename it, or map the stages' labels when building"
+                    f"({listed(self.labels)}); rename it, or map the stages' labels when building"
                 )
         return np.array([ids[label] for label in rows.labels or ()], dtype=np.int64)
 

@@ -36,12 +36,9 @@ class Rows:
                 raise InputError(
                     f"{len(self.texts)} texts and {len(column)} {name}: give one for each row"
                 )
-            values = (
-                list(column)
-                if name == "pairs"
-                else [*map(_checked_label, range(len(column)), column)]
-            )
-            object.__setattr__(self, name, values)
+            if name == "labels":
+                column = [_checked_label(row, value) for row, value in enumerate(column)]
+            object.__setattr__(self, name, column)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -92,6 +89,11 @@ def label_name(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Integral)) or value == "":
         return None
     return str(value)
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names as messages show them, the first few of many."""
+    return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
 
 
 def _checked_label(row: int, value: object) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cascadebert import formats
-from cascadebert.data import Rows, encoding_fault, label_name, text_fault
+from cascadebert.data import Rows, encoding_fault, label_name, listed, text_fault
 from cascadebert.errors import InputError
 from cascadebert.formats import STANDARD_STREAM, Record, Unreadable
 
@@ -165,9 +165,7 @@ class RowFile:
             return f"is {value!r:.40}, not a label name"
         if self.known_labels is None or label in self.known_labels:
             return None
-        shown = ", ".join(map(repr, self.known_labels[:6]))
-        more = ", …" if len(self.known_labels) > 6 else ""
-        return f"is {label!r}, not one that the cascade knows ({shown}{more})"
+        return f"is {label!r}, not one that the cascade knows ({listed(self.known_labels)})"
 
 
 def _missing(name: str, record: Record, option: str) -> str | None:

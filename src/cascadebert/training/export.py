@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from cascadebert.artifact import (
     MODEL_FILE,
+    STAGES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     CascadeRecord,
@@ -89,7 +90,7 @@ def export_cascade(
     labels = same_labels(list(zip(names, label_lists, strict=True)))
     stages = []
     for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), start=1):
-        place = f"stages/{number}-{name}"
+        place = f"{STAGES}/{number}-{name}"
         stage = export_stage(
             checkpoint,
             folder / place,
