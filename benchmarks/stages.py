@@ -16,7 +16,7 @@ import time
 
 import common
 from cascadebert.data import Rows
-from cascadebert.training.trainer import fine_tune
+from cascadebert.training.fine_tuning import fine_tune
 
 CHECKPOINTS = common.CHECKPOINTS
 SEED = 0
@@ -37,6 +37,12 @@ RECIPES = {
         "MiniLM-L3": (15_000, 5, 3e-4),
         "MiniLM-L6": (15_000, 4, 3e-4),
         "MPNet": (15_000, 2, 1e-4),
+    },
+    "mrpc": {
+        "MPNet": (3_668, 3, 3e-5),
+    },
+    "agnews": {
+        "MPNet": (8_500, 1, 3e-5),
     },
 }
 
@@ -66,7 +72,7 @@ def main() -> None:
             CHECKPOINTS / "pretrained" / encoder,
             rows,
             output,
-            epochs=epochs,
+            num_train_epochs=epochs,
             learning_rate=learning_rate,
             seed=SEED,
             disable_tqdm=False,

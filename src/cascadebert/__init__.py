@@ -15,7 +15,7 @@ from cascadebert.files import Columns, read_rows
 from cascadebert.stage import Stage
 
 if TYPE_CHECKING:
-    from cascadebert.training.trainer import fine_tune as fine_tune
+    from cascadebert.training.fine_tuning import fine_tune as fine_tune
 
 __all__ = [
     "Cascade",
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     # is not in __all__.
     if name == "fine_tune":
         try:
-            from cascadebert.training.trainer import fine_tune
+            from cascadebert.training.fine_tuning import fine_tune
         except ModuleNotFoundError as error:
             missing = error.name or "torch"
             raise MissingDependencyError(missing, "fine-tuning", "train") from None

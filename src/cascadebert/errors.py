@@ -30,6 +30,10 @@ class TargetError(CascadeError):
     """A target that no thresholds meet on the given rows."""
 
 
+class TrainingError(CascadeError):
+    """A training that cannot go on, or what it left that does not fit what is asked now."""
+
+
 class MissingDependencyError(CascadeError):
     """An optional package that the call needs and that is not installed."""
 

@@ -63,7 +63,7 @@ def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
                 encoder,
                 train,
                 folder / "fine-tuned" / name,
-                epochs=1,
+                num_train_epochs=1,
                 learning_rate=1e-4,
                 max_length=64,
                 progress=progress,

@@ -18,7 +18,7 @@ ROWS = Rows(CORPUS, None, ["yes", "no"] * 4)
 def test_fine_tuned_checkpoint_is_a_stage(make: Make, tmp_path: Path) -> None:
     done: list[int] = []
     checkpoint = fine_tune(
-        make("encoder"), ROWS, tmp_path / "tuned", epochs=2, batch_size=4, progress=done.append
+        make("encoder"), ROWS, tmp_path / "tuned", num_train_epochs=2, per_device_train_batch_size=4, progress=done.append
     )
     cascade = Cascade.from_stages([checkpoint])
     assert cascade.labels == ("no", "yes")
@@ -39,8 +39,8 @@ def test_same_seed_same_weights(make: Make, tmp_path: Path) -> None:
 
 def test_training_lowers_the_loss(make: Make, tmp_path: Path) -> None:
     encoder = make("encoder", spread=0.05)
-    few = fine_tune(encoder, ROWS, tmp_path / "few", epochs=1, learning_rate=1e-6)
-    many = fine_tune(encoder, ROWS, tmp_path / "many", epochs=60, learning_rate=3e-3)
+    few = fine_tune(encoder, ROWS, tmp_path / "few", num_train_epochs=1, learning_rate=1e-6)
+    many = fine_tune(encoder, ROWS, tmp_path / "many", num_train_epochs=60, learning_rate=3e-3)
     truth = np.array([["no", "yes"].index(label) for label in ROWS.labels or ()])
 
     def loss(checkpoint: Path) -> float:

@@ -1,0 +1,179 @@
+"""What each way of training the small stages is worth, on five data sets.
+
+    CASCADEBERT_DATA=... python benchmarks/training.py run [--tasks sst2 ...] [--jobs 2]
+    CASCADEBERT_DATA=... python benchmarks/training.py table
+
+``run`` trains MiniLM-L3 and MiniLM-L6 with every loss and seed under one MPNet a task (made by
+``stages.py``), and keeps the logits on the validation and test rows as parts in
+``checkpoints/training``; what is there already is not trained again. ``table`` reads them: the
+temperature and the thresholds come from the validation rows, the figures from the test rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from cascadebert.data import Rows
+from cascadebert.files import read_rows
+from cascadebert.training.difficulty import aggregate, cross_fit
+from cascadebert.training.fine_tuning import (
+    Outputs,
+    default_arguments,
+    fine_tune,
+    label_order,
+    outputs_of,
+)
+from cascadebert.training.losses import Objective
+from cascadebert.training.parts import Parts
+from stages import training_rows
+
+PARTS = Parts(common.CHECKPOINTS / "training")
+ENCODERS = ("MiniLM-L3", "MiniLM-L6")
+LOSSES = ("cross_entropy", "dar", "distillation", "dar+distillation", "gatekeeper")
+SEEDS = (0, 1, 2)
+FOLDS, DIFFICULTY_SEEDS = 3, (0,)
+MAX_LENGTH = 128
+
+# (training rows at most, epochs, learning rate) of the small stages.
+RECIPES = {
+    "mrpc": (3_668, 3, 1e-4),
+    "snli": (8_341, 3, 1e-4),
+    "sst2": (12_000, 2, 1e-4),
+    "clinc150": (15_000, 4, 3e-4),
+    "agnews": (8_500, 2, 1e-4),
+}
+Cell = tuple[str, str, str, int]
+
+
+def cells(tasks: list[str]) -> Iterator[Cell]:
+    """Every training, the cheap ones and whole data sets first."""
+    for seed, task in itertools.product(SEEDS, tasks):
+        for encoder, loss in itertools.product(ENCODERS, LOSSES):
+            yield task, encoder, loss, seed
+
+
+def run_cell(cell: Cell) -> Path:
+    """One small stage, trained; its logits on validation and test rows."""
+    task, encoder, loss, seed = cell
+    train = training_rows(task, RECIPES[task][0])
+    objective = Objective(loss)
+    wrong = difficulty(task, encoder, train) if objective.needs_difficulty else None
+    teacher = last_stage(task, train) if objective.needs_teacher else None
+
+    def make(result: Path, scratch: Path) -> None:
+        checkpoint = fine_tune(
+            common.CHECKPOINTS / "pretrained" / encoder,
+            train,
+            scratch / "model",
+            objective=objective,
+            difficulty=None if wrong is None else aggregate(wrong, "graded"),
+            teacher=None if teacher is None else Outputs(teacher["train"]),
+            max_length=MAX_LENGTH,
+            **arguments(task, seed),
+        )
+        save_logits(result, checkpoint, task)
+
+    settings = objective.settings() | recipe(task, encoder) | {"seed": seed}
+    return PARTS.run(f"{task}-{encoder}-{loss}-{seed}", settings, make)
+
+
+def difficulty(task: str, encoder: str, train: Rows) -> np.ndarray:
+    """Wrong answers of copies that had not seen the row, (rows, seeds)."""
+    names = label_order(train, None)
+    truth = np.array([names.index(label) for label in train.labels or ()])
+
+    def answers(seen: np.ndarray, unseen: np.ndarray, seed: int, fold: int) -> np.ndarray:
+        def make(result: Path, scratch: Path) -> None:
+            checkpoint = fine_tune(
+                common.CHECKPOINTS / "pretrained" / encoder,
+                train.take(seen),
+                scratch / "model",
+                labels=names,
+                max_length=MAX_LENGTH,
+                **arguments(task, seed),
+            )
+            out = outputs_of(checkpoint, train.take(unseen), max_length=MAX_LENGTH)
+            np.save(result / "logits.npy", out.logits)
+
+        settings = recipe(task, encoder) | {"folds": FOLDS, "fold": fold, "seed": seed}
+        part = PARTS.run(f"{task}-{encoder}-fold-{seed}-{fold}", settings, make)
+        return np.load(part / "logits.npy").argmax(axis=1)
+
+    return cross_fit(truth, answers, folds=FOLDS, seeds=DIFFICULTY_SEEDS)
+
+
+def last_stage(task: str, train: Rows) -> dict[str, np.ndarray]:
+    """MPNet's logits on the training, validation and test rows."""
+
+    def make(result: Path, _: Path) -> None:
+        save_logits(result, common.CHECKPOINTS / task / "MPNet", task, train=train)
+
+    part = PARTS.run(f"{task}-MPNet", {"task": task, "rows": train.fingerprint()}, make)
+    return dict(np.load(part / "logits.npz"))
+
+
+def save_logits(result: Path, checkpoint: Path, task: str, **more: Rows) -> None:
+    """Logits on the validation and test rows, and on whatever other rows."""
+    folder = common.data_folder(task)
+    splits = {name: read_rows(folder / f"{name}.jsonl") for name in ("validation", "test")} | more
+    logits = {
+        name: outputs_of(checkpoint, rows, max_length=MAX_LENGTH).logits
+        for name, rows in splits.items()
+    }
+    np.savez(result / "logits.npz", **logits)
+
+
+def recipe(task: str, encoder: str) -> dict[str, Any]:
+    """What identifies a training beside its loss."""
+    rows, epochs, learning_rate = RECIPES[task]
+    return {"task": task, "encoder": encoder, "rows": rows, "epochs": epochs, "lr": learning_rate}
+
+
+def arguments(task: str, seed: int) -> dict[str, Any]:
+    _, epochs, learning_rate = RECIPES[task]
+    return {"num_train_epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+
+
+def prepare(job: tuple[str, str]) -> None:
+    """What several cells of a task read: the last stage's logits, a stage's difficulty."""
+    task, encoder = job
+    train = training_rows(task, RECIPES[task][0])
+    if encoder == "MPNet":
+        last_stage(task, train)
+    else:
+        difficulty(task, encoder, train)
+
+
+def run(tasks: list[str], jobs: int) -> None:
+    """Train all that is not there yet, ``jobs`` at a time."""
+    # A small stage does not fill two cores: several trainings side by side do.
+    os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context) as pool:
+        shared = itertools.product(tasks, (*ENCODERS, "MPNet"))
+        list(pool.map(prepare, shared))
+        for path in pool.map(run_cell, cells(tasks)):
+            print(path.name, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("--tasks", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    if options.action == "run":
+        run(options.tasks, options.jobs)
+
+
+if __name__ == "__main__":
+    main()

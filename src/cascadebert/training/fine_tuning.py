@@ -1,0 +1,444 @@
+"""Fine-tuning of one stage, on transformers' own Trainer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from cascadebert.batching import token_batches
+from cascadebert.data import Rows, as_rows
+from cascadebert.errors import InputError, TrainingError
+from cascadebert.training.distillation import (
+    first_token_states,
+    matched_layers,
+    refuse_other_width,
+)
+from cascadebert.training.logs import quiet
+from cascadebert.training.losses import Objective, stage_loss
+from cascadebert.training.sampling import RowSampler
+
+Progress = Callable[[int], object]
+
+_PREDICTION_TOKENS = 4096
+_OWN_COLUMNS = ("row", "difficulty", "teacher_logits", "teacher_states")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a fine-tuned stage says of rows.
+
+    Attributes:
+        logits: float32 of shape (rows, classes).
+        states: first-token hidden states of chosen layers, float16 (rows, layers, width).
+    """
+
+    logits: NDArray[np.float32]
+    states: NDArray[np.float16] | None = None
+
+
+def fine_tune(
+    checkpoint: str | PathLike[str],
+    rows: Rows,
+    output: str | PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    objective: Objective | None = None,
+    difficulty: NDArray[np.float64] | None = None,
+    teacher: Outputs | None = None,
+    eval_rows: Rows | None = None,
+    paired_batches: bool = False,
+    max_length: int = 128,
+    args: TrainingArguments | None = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **arguments: Any,
+) -> Path:
+    """Fine-tune a pre-trained encoder and save the classifier.
+
+    Args:
+        checkpoint: folder or hub name of a pre-trained encoder; a classifier's head is kept if
+            it has as many labels, else a new one takes its place.
+        rows: training rows with labels.
+        output: folder for the fine-tuned checkpoint (safetensors, tokenizer, label names).
+        labels: label names in the order of the logits; by default the sorted names in ``rows``.
+        objective: the loss; by default cross-entropy.
+        difficulty: of each row, larger is harder, for the loss "dar".
+        teacher: what the last stage says of each row, for the loss "distillation".
+        eval_rows: held-out rows for the evaluations that ``args`` ask for.
+        paired_batches: whether every batch gets rows of two difficulties.
+        max_length: tokens a row is truncated at.
+        args: all of the Trainer's settings. Its checkpoints go to ``args.output_dir``, and a
+            training that was cut off goes on from the last whole one there.
+        progress: called with the number of rows after each step.
+        callbacks: passed on to the Trainer.
+        arguments: single ``TrainingArguments`` in place of ``args``, over the defaults of
+            :func:`default_arguments`; no checkpoints are kept then.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        InputError: rows without labels, fewer than two labels, a label not in ``labels``, or an
+            objective without what it needs.
+        TrainingError: the loss was not finite.
+    """
+    rows = as_rows(rows, with_labels=True)
+    names = label_order(rows, labels)
+    objective = objective or Objective()
+    if objective.needs_difficulty and difficulty is None:
+        raise InputError("the loss 'dar' needs the difficulty of each row; see cross_fit")
+    if objective.needs_teacher and teacher is None:
+        raise InputError("the loss 'distillation' needs the last stage's outputs; see outputs_of")
+    with tempfile.TemporaryDirectory() as scratch:
+        if args is None:
+            unsaved = {"save_strategy": "no", "logging_strategy": "no"}
+            args = default_arguments(scratch, **unsaved | arguments)
+        args = with_arguments(args, remove_unused_columns=False)
+        # The head is drawn when the model is made, before the Trainer sets its own seed.
+        torch.manual_seed(args.seed)
+        model, tokenizer = _open_encoder(checkpoint, names, max_length)
+        columns: dict[str, Any] = {}
+        if objective.needs_difficulty:
+            columns["difficulty"] = np.asarray(difficulty, dtype=np.float32)
+        if objective.needs_teacher and teacher is not None:
+            columns["teacher_logits"] = teacher.logits
+            if objective.hidden_weight and teacher.states is not None:
+                refuse_other_width(
+                    model.config.hidden_size, teacher.states.shape[2], fspath(checkpoint)
+                )
+                columns["teacher_states"] = teacher.states
+        encode = _Encoder(tokenizer, names, max_length)
+        trainer = _StageTrainer(
+            model=model,
+            args=args,
+            train_dataset=encode(rows, columns),
+            eval_dataset=None if eval_rows is None else encode(eval_rows, {}),
+            data_collator=_Collator(tokenizer),
+            callbacks=[*callbacks, *([_RowCount(progress, len(rows))] if progress else [])],
+            compute_metrics=_metrics,
+        )
+        trainer.objective = objective
+        trainer.class_weights = _class_weights(objective, rows, names)
+        trainer.paired = paired_batches
+        # Without its progress bars the Trainer prints its statistics instead.
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(args.output_dir or "")))
+    with quiet():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return Path(output)
+
+
+def default_arguments(output_dir: str | PathLike[str], **arguments: Any) -> TrainingArguments:
+    """``TrainingArguments`` as they suit the fine-tuning of a stage; ``arguments`` win."""
+    defaults: dict[str, Any] = {
+        "output_dir": fspath(output_dir),
+        "num_train_epochs": 1.0,
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "warmup_steps": 0.06,
+        "train_sampling_strategy": "group_by_length",
+        "bf16": bf16_is_fast(),
+        "use_cpu": not torch.accelerator.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": 0.1,
+        "save_total_limit": 1,
+        "seed": 0,
+    }
+    return TrainingArguments(**defaults | arguments)
+
+
+def with_arguments(args: TrainingArguments, **changes: Any) -> TrainingArguments:
+    """A copy of ``args`` with other values."""
+    result = copy.copy(args)
+    for name, value in changes.items():
+        setattr(result, name, value)
+    return result
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def outputs_of(
+    checkpoint: str | PathLike[str],
+    rows: Rows,
+    *,
+    max_length: int = 128,
+    state_layers: int = 0,
+    progress: Progress | None = None,
+) -> Outputs:
+    """Run a fine-tuned stage on rows, in bfloat16 where that is fast, else in fp32.
+
+    Args:
+        checkpoint: a fine-tuned classifier.
+        rows: the rows.
+        max_length: tokens a row is truncated at.
+        state_layers: number of layers of a student, whose matching states are wanted too.
+        progress: called with the number of rows after each batch.
+    """
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, dtype=torch.float32, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model = model.eval().to(device)
+    layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
+    pairs = None if rows.pairs is None else list(rows.pairs)
+    encoded = tokenizer(list(rows.texts), pairs, truncation=True, max_length=max_length)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    states = np.empty((len(rows), len(layers), model.config.hidden_size), dtype=np.float16)
+    for positions in token_batches(lengths, _PREDICTION_TOKENS):
+        batch = tokenizer.pad(
+            {name: [values[i] for i in positions] for name, values in encoded.items()},
+            return_tensors="pt",
+        ).to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast()),
+        ):
+            out = model(**batch, output_hidden_states=bool(layers))
+        logits[positions] = out.logits.float().cpu().numpy()
+        if layers:
+            chosen = first_token_states(out.hidden_states, layers)
+            states[positions] = chosen.half().cpu().numpy()
+        if progress:
+            progress(len(positions))
+    return Outputs(logits, states if layers else None)
+
+
+def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
+    """The label names in the order of the logits: as given, or sorted.
+
+    Raises:
+        InputError: fewer than two, or one in the rows that is not among the given.
+    """
+    found = sorted(set(rows.labels or ()))
+    names = list(labels) if labels is not None else found
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise InputError(f"labels {unknown} are in the rows and not among the given {names}")
+    if len(names) < 2:
+        raise InputError(f"a classifier needs two labels or more, the rows have only {names}")
+    return names
+
+
+def _open_encoder(
+    checkpoint: str | PathLike[str], names: Sequence[str], max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    return model, tokenizer
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its state is the last file written."""
+    found = sorted(
+        folder.glob("checkpoint-*"),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
+def _class_weights(objective: Objective, rows: Rows, names: Sequence[str]) -> torch.Tensor | None:
+    wanted = objective.class_weights
+    if wanted is None:
+        return None
+    if isinstance(wanted, Mapping):
+        if set(wanted) != set(names):
+            raise InputError(
+                f"class_weights names {sorted(wanted)}, the labels are {sorted(names)}; "
+                "give a weight for each"
+            )
+        return torch.tensor([float(wanted[name]) for name in names])
+    labels = list(rows.labels or ())
+    counts = [labels.count(name) for name in names]
+    return torch.tensor([len(labels) / (len(names) * max(count, 1)) for count in counts])
+
+
+def _metrics(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+class _StageTrainer(Trainer):
+    """The Trainer with the objective of a stage and a reproducible order of rows."""
+
+    objective = Objective()
+    class_weights: torch.Tensor | None = None
+    paired = False
+    # The loss is the mean of a batch, so the Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> Any:
+        own = {name: inputs.pop(name) for name in _OWN_COLUMNS if name in inputs}
+        labels = inputs.pop("labels")
+        wants_states = "teacher_states" in own and model.training
+        outputs = model(**inputs, **({"output_hidden_states": True} if wants_states else {}))
+        states = None
+        if wants_states:
+            layers = list(range(1, own["teacher_states"].shape[1] + 1))
+            states = first_token_states(outputs.hidden_states, layers)
+        weights = self.class_weights
+        loss = stage_loss(
+            self.objective if model.training else self.objective.plain(),
+            outputs.logits,
+            labels,
+            class_weights=None if weights is None else weights.to(labels.device),
+            difficulty=own.get("difficulty"),
+            teacher_logits=own.get("teacher_logits"),
+            student_states=states,
+            teacher_states=own.get("teacher_states"),
+            done=self.state.global_step / max(self.state.max_steps, 1),
+            generator=self._pair_generator(own["row"]),
+        )
+        if not torch.isfinite(loss):
+            rows = ", ".join(str(int(row)) for row in own["row"][:8])
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch "
+                f"with rows {rows}{', …' if len(own['row']) > 8 else ''}; use a smaller learning rate, "
+                "or fp32 in place of 16 bits"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def _pair_generator(self, rows: torch.Tensor) -> torch.Generator:
+        # A seed of its own for each batch: a training that was cut off draws the same pairs.
+        seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_000_003 + int(rows[0])
+        return torch.Generator().manual_seed(seed % 2**63)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        assert isinstance(dataset, _EncodedRows)
+        return RowSampler(
+            dataset.lengths,
+            self.args.train_batch_size,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            by_length=self.args.train_sampling_strategy == "group_by_length",
+            difficulty=dataset.columns.get("difficulty") if self.paired else None,
+        )
+
+
+class _RowCount(TrainerCallback):
+    """Tells how many rows have been trained on since it last did."""
+
+    def __init__(self, progress: Progress, rows: int) -> None:
+        self._progress = progress
+        self._rows = rows
+        self._told = 0
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        done = round((state.epoch or 0) * self._rows)
+        self._progress(done - self._told)
+        self._told = done
+
+
+class _EncodedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, encoded: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        self.encoded = encoded
+        self.columns = columns
+        self.lengths = [len(ids) for ids in encoded["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        values = {name: column[index] for name, column in self.encoded.items()}
+        return values | {name: column[index] for name, column in self.columns.items()}
+
+
+class _Encoder:
+    """Rows to token ids and label ids."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], max_length: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._ids = {name: i for i, name in enumerate(names)}
+        self._max_length = max_length
+
+    def __call__(self, rows: Rows, columns: Mapping[str, Any]) -> _EncodedRows:
+        pairs = None if rows.pairs is None else list(rows.pairs)
+        encoded = self._tokenizer(
+            list(rows.texts), pairs, truncation=True, max_length=self._max_length
+        )
+        labels = [self._ids[name] for name in rows.labels or ()]
+        return _EncodedRows(encoded, {**columns, "labels": labels, "row": range(len(rows))})
+
+
+class _Collator:
+    """Pads what the tokenizer made and stacks the other columns."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens = set(self._tokenizer.model_input_names)
+        batch = self._tokenizer.pad(
+            {name: [f[name] for f in features] for name in features[0] if name in tokens},
+            pad_to_multiple_of=8,
+            return_tensors="pt",
+        )
+        others = {
+            name: torch.from_numpy(np.stack([f[name] for f in features]))
+            for name in features[0]
+            if name not in tokens
+        }
+        return {**batch, **others}
