@@ -20,14 +20,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
+
+import common
 from cascadebert.data import Rows
 from cascadebert.files import read_rows
 from cascadebert.training.difficulty import aggregate, cross_fit
 from cascadebert.training.fine_tuning import (
     Outputs,
-    default_arguments,
     fine_tune,
     label_order,
     outputs_of,

@@ -345,11 +345,10 @@ class _StageTrainer(Trainer):
             generator=self._pair_generator(own["row"]),
         )
         if not torch.isfinite(loss):
-            rows = ", ".join(str(int(row)) for row in own["row"][:8])
+            rows = ", ".join(str(int(row)) for row in own["row"])
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch "
-                f"with rows {rows}{', …' if len(own['row']) > 8 else ''}; use a smaller learning rate, "
-                "or fp32 in place of 16 bits"
+                f"with rows {rows}; use a smaller learning rate, or fp32 in place of 16 bits"
             )
         return (loss, outputs) if return_outputs else loss
 
