@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascadebert.deferral.calibration import Calibration, read_calibration
 from cascadebert.deferral.confidence import confidence_score
 from cascadebert.errors import ArtifactError, InputError
 
@@ -41,7 +42,11 @@ STAGES = "stages"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-STAGE_FILES = ("config.json", MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+CONFIG_FILE = "config.json"
+STAGE_FILES = {
+    "transformer": (CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE),
+    "linear": (CONFIG_FILE, WEIGHTS_FILE),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ class StageCost:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage in ``cascade.json``. ``labels`` are in the order of the stage's own logits."""
+    """One stage in ``cascade.json``.
+
+    ``kind`` is "transformer" or "linear". ``labels`` are in the order of the stage's own logits.
+    ``max_length`` counts tokens, of a linear stage characters. ``calibration`` turns the logits,
+    in the cascade's label order, into ones whose softmax can be trusted; None leaves them.
+    """
 
     name: str
     folder: str
@@ -77,6 +87,8 @@ class StageRecord:
     precision: str
     cost: StageCost
     files: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "transformer"
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -172,12 +184,15 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
             "inputs": tuple(values["inputs"]),
             "cost": StageCost(**{**cost, "flops": tuple(map(float, cost["flops"]))}),
             "files": dict(values["files"]),
+            "calibration": read_calibration(values.get("calibration")),
         }
     )
     if not all(isinstance(value, str) for value in stage.files.values()):
         raise TypeError("'files' has a hash that is not a string")
-    if not set(STAGE_FILES) <= set(stage.files):
-        raise ValueError(f"'files' lacks one of {STAGE_FILES}")
+    if stage.kind not in STAGE_FILES:
+        raise ValueError(f"kind is {stage.kind!r}")
+    if not set(STAGE_FILES[stage.kind]) <= set(stage.files):
+        raise ValueError(f"'files' lacks one of {STAGE_FILES[stage.kind]}")
     if not (isinstance(stage.max_length, int) and stage.max_length > 0):
         raise ValueError(f"max_length is {stage.max_length!r}")
     if stage.truncation_side not in ("left", "right"):

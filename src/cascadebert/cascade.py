@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import math
 import tempfile
@@ -17,18 +18,19 @@ import huggingface_hub
 import numpy as np
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cascadebert import artifact
 from cascadebert.artifact import CascadeRecord
 from cascadebert.data import Rows, as_rows, listed
+from cascadebert.deferral.calibration import Calibration
 from cascadebert.deferral.confidence import confidence_score, softmax
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.targets import Target
 from cascadebert.deferral.thresholds import ALWAYS_EXIT, Policy, choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
-from cascadebert.stage import Stage
+from cascadebert.stage import load_stage
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
@@ -75,7 +77,8 @@ class Cascade:
 
     def __init__(self, folder: Path, record: CascadeRecord, runtime: str = "onnx") -> None:
         self.stages = tuple(
-            Stage(folder / stage.folder, stage, record.labels, runtime) for stage in record.stages
+            load_stage(folder / stage.folder, stage, record.labels, runtime)
+            for stage in record.stages
         )
         self.labels = record.labels
         self._folder = folder
@@ -91,6 +94,7 @@ class Cascade:
         cls,
         checkpoints: Sequence[str | PathLike[str]],
         *,
+        names: Sequence[str] | None = None,
         label_maps: Mapping[int, Mapping[str, str]] | None = None,
         max_length: int | None = None,
         rows: Rows | None = None,
@@ -102,7 +106,9 @@ class Cascade:
         Needs the extra ``train`` (torch, transformers, onnx).
 
         Args:
-            checkpoints: folders or hub names of sequence classification checkpoints.
+            checkpoints: folders or hub names of sequence classification checkpoints, or the
+                folder of a fitted linear stage.
+            names: of the stages; by default those of the checkpoints' folders.
             label_maps: by stage number (from 1) new names for a checkpoint's labels.
             max_length: tokens at which every stage truncates; by default as much as it reads.
             rows: rows on which each export is checked, beside the built-in ones.
@@ -124,6 +130,7 @@ class Cascade:
         record = export_cascade(
             [fspath(checkpoint) for checkpoint in checkpoints],
             Path(scratch.name),
+            names=names,
             label_maps=label_maps or {},
             max_length=max_length,
             rows=rows,
@@ -220,11 +227,12 @@ class Cascade:
         target: Target,
         *,
         cost: str = "seconds",
+        calibration: str | None = None,
         progress: Progress | None = None,
     ) -> Policy:
         """Choose the thresholds that serve a target best on held-out rows, and set them.
 
-        Every stage runs on every row. The figures in the policy are estimates on these rows;
+        Every stage runs once on every row. The figures in the policy are estimates on these rows;
         :func:`cascadebert.evaluate` on other rows gives unbiased ones.
 
         Args:
@@ -232,28 +240,44 @@ class Cascade:
             target: :class:`~cascadebert.Speedup` or :class:`~cascadebert.MaxDrop`.
             cost: what a stage costs: "seconds" as measured in this call, or counted "flops" or
                 "layers".
+            calibration: fit each stage's calibration on these rows first: "temperature",
+                "vector", "isotonic" or "none". By default each keeps the one that it has.
             progress: called with a number of rows after each batch, ``len(stages)`` times over
                 for every row.
 
         Raises:
-            InputError: unusable rows, labels the cascade does not know, an unknown cost.
-            TargetError: no thresholds meet the target; the old ones stay.
+            InputError: unusable rows, labels the cascade does not know, an unknown cost or
+                calibration.
+            TargetError: no thresholds meet the target; thresholds and calibrations stay.
+            MissingDependencyError: a calibration is asked for without the extra ``train``.
         """
         if cost not in COSTS:
             raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
         held_out = as_rows(rows, with_labels=True)
         truth = self.label_ids(held_out)
-        runs = [stage.run_all(held_out, progress=progress) for stage in self.stages]
+        fit = None if calibration is None else _calibration_fitter(calibration)
+        stages = self.stages if fit is None else self._calibrated([None] * len(self.stages)).stages
+        runs = [stage.run_all(held_out, progress=progress) for stage in stages]
         for number, run in enumerate(runs, start=1):
             self._warn_if_worse_than_chance(number, run.logits, truth)
+        logits: list[NDArray[np.floating[Any]]] = [run.logits for run in runs]
+        fitted: list[Calibration | None] = [stage.record.calibration for stage in stages]
+        if fit is not None:
+            fitted = [fit(values, truth) for values in logits]
+            logits = [
+                values if fitting is None else fitting(values)
+                for fitting, values in zip(fitted, logits, strict=True)
+            ]
         costs = np.stack([run.costs(cost) for run in runs], axis=1)
         policy = choose_thresholds(
-            [softmax(run.logits) for run in runs],
+            [softmax(values) for values in logits],
             truth,
             costs,
             target,
             score=self._record.score,
         )
+        calibrated = self._calibrated(fitted)
+        self.stages, self._record = calibrated.stages, calibrated._record
         self.thresholds = policy.thresholds
         self._record = dataclasses.replace(
             self._record,
@@ -261,6 +285,17 @@ class Cascade:
             data_fingerprint=held_out.fingerprint(),
         )
         return policy
+
+    def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
+        """The same loaded stages under other calibrations."""
+        other = copy.copy(self)
+        other.stages = tuple(
+            stage.with_calibration(calibration)
+            for stage, calibration in zip(self.stages, calibrations, strict=True)
+        )
+        records = tuple(stage.record for stage in other.stages)
+        other._record = dataclasses.replace(self._record, stages=records)
+        return other
 
     def label_ids(self, rows: Rows) -> NDArray[np.int64]:
         """Class index of each row's label.
@@ -416,6 +451,18 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while part := list(itertools.islice(iterator, size)):
         yield part
+
+
+def _calibration_fitter(
+    kind: str,
+) -> Callable[[ArrayLike, ArrayLike], Calibration | None]:
+    try:
+        from cascadebert.training.calibration import fit_calibration, refuse_unknown
+    except ModuleNotFoundError as error:
+        missing = error.name or "scikit-learn"
+        raise MissingDependencyError(missing, "fitting a calibration", "train") from None
+    refuse_unknown(kind)
+    return functools.partial(fit_calibration, kind)
 
 
 def _may_be_hub_name(name: str) -> bool:

@@ -1,12 +1,17 @@
-"""Stage: one complete classifier with its own tokenizer, maximum length and label order."""
+"""Stage: one complete classifier with its own reading of a row, maximum length and label order."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import importlib
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +20,7 @@ from tokenizers import Tokenizer
 from cascadebert.artifact import TOKENIZER_FILE, StageCost, StageRecord
 from cascadebert.batching import DEFAULT_TOKEN_BUDGET, pad, token_batches
 from cascadebert.data import Rows
+from cascadebert.deferral.calibration import Calibration
 from cascadebert.errors import ArtifactError, CascadeError, LabelMismatchError
 from cascadebert.runtimes import load_runtime
 
@@ -24,9 +30,30 @@ _CHARACTERS_PER_TOKENIZER_CALL = 1_000_000
 _WARM_UP_ROWS = 8
 
 
+STAGE_KINDS = {
+    "transformer": ("cascadebert.stage", "TransformerStage"),
+    "linear": ("cascadebert.linear", "LinearStage"),
+}
+
+
+class ReadRows(Protocol):
+    """Rows as one stage reads them; only that stage knows the rest.
+
+    Attributes:
+        lengths: size of each row in the stage's own unit, int64 of shape (rows,).
+        truncated: rows that were longer than the stage reads, bool of shape (rows,).
+    """
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]: ...
+
+
 @dataclass(frozen=True)
 class TokenizedRows:
-    """Rows as one stage reads them.
+    """Rows as a transformer reads them.
 
     Attributes:
         columns: for each model input one int32 array of ids a row.
@@ -65,29 +92,113 @@ class StageRun:
         return flops if kind == "flops" else flops * (self.seconds / flops.sum())
 
 
-class Stage:
-    """One complete classifier, loaded and ready to run.
+class Stage(ABC):
+    """One complete classifier, loaded and ready to run; :func:`load_stage` makes it.
 
     Args:
-        folder: the stage's checkpoint folder.
+        folder: the stage's folder.
         record: what ``cascade.json`` says of it.
         labels: the cascade's label names; logits come out in this order.
-        runtime: name of the engine, see :data:`cascadebert.runtimes.RUNTIMES`.
     """
 
-    def __init__(
-        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = "onnx"
-    ) -> None:
+    def __init__(self, folder: Path, record: StageRecord, labels: Sequence[str]) -> None:
         self.folder = folder
         self.record = record
         self._columns = [record.labels.index(label) for label in labels]
-        self._padding = {"input_ids": record.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
-        self._tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, record)
-        self._runtime = load_runtime(runtime, folder)
 
     @property
     def name(self) -> str:
         return self.record.name
+
+    def with_calibration(self, calibration: Calibration | None) -> Stage:
+        """The same loaded stage under another calibration."""
+        other = copy.copy(self)
+        other.record = dataclasses.replace(self.record, calibration=calibration)
+        return other
+
+    @abstractmethod
+    def tokenize(self, rows: Rows) -> ReadRows:
+        """Rows as the stage reads them, cut at its maximum length."""
+
+    @abstractmethod
+    def run(self, tokens: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Run rows batch by batch.
+
+        Args:
+            tokens: what :meth:`tokenize` of this stage gave.
+
+        Yields:
+            Positions in ``tokens`` of the batch's rows, int64 of shape (batch,), and their
+            logits in the cascade's label order, calibrated, float32 of shape (batch, classes).
+
+        Raises:
+            CascadeError: the model gave a logit that is not finite.
+        """
+
+    def run_all(self, rows: Rows, *, progress: Callable[[int], object] | None = None) -> StageRun:
+        """Run the stage on every row and take the time.
+
+        Args:
+            rows: checked rows.
+            progress: called with the number of rows after each batch.
+        """
+        for _ in self.run(self.tokenize(rows.slice(0, _WARM_UP_ROWS))):
+            pass
+        start = time.perf_counter()
+        tokens = self.tokenize(rows)
+        logits = np.empty((len(rows), len(self._columns)), dtype=np.float32)
+        for positions, batch_logits in self.run(tokens):
+            logits[positions] = batch_logits
+            if progress:
+                progress(len(positions))
+        seconds = time.perf_counter() - start
+        return StageRun(logits, tokens.lengths, seconds, self.record.cost)
+
+    def finish(
+        self, logits: NDArray[np.float32], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The model's own logits in the cascade's label order, calibrated.
+
+        Raises:
+            CascadeError: one of them is not finite; ``positions`` tell which row.
+        """
+        logits = logits[:, self._columns]
+        if not np.isfinite(logits).all():
+            bad = int(positions[~np.isfinite(logits).all(axis=1)][0])
+            raise CascadeError(
+                f"stage '{self.name}' gave logits that are not finite for row {bad} of those "
+                "it was given; its weights are broken, train or export it again"
+            )
+        calibration = self.record.calibration
+        return logits if calibration is None else calibration(logits).astype(np.float32)
+
+
+def load_stage(
+    folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = "onnx"
+) -> Stage:
+    """Load a stage of the kind that its record names.
+
+    Args:
+        folder: the stage's folder.
+        record: what ``cascade.json`` says of it.
+        labels: the cascade's label names.
+        runtime: engine for transformers, see :data:`cascadebert.runtimes.RUNTIMES`.
+    """
+    module, attribute = STAGE_KINDS[record.kind]
+    make = getattr(importlib.import_module(module), attribute)
+    return cast(Stage, make(folder, record, labels, runtime))
+
+
+class TransformerStage(Stage):
+    """A stage whose classifier is an encoder run by one of the runtimes."""
+
+    def __init__(
+        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = "onnx"
+    ) -> None:
+        super().__init__(folder, record, labels)
+        self._padding = {"input_ids": record.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+        self._tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, record)
+        self._runtime = load_runtime(runtime, folder)
 
     def tokenize(self, rows: Rows) -> TokenizedRows:
         """Encode rows with the stage's own tokenizer, cut at the stage's maximum length."""
@@ -110,15 +221,7 @@ class Stage:
     def run(
         self, tokens: TokenizedRows, token_budget: int = DEFAULT_TOKEN_BUDGET
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Run rows batch by batch.
-
-        Yields:
-            Positions in ``tokens`` of the batch's rows, int64 of shape (batch,), and their
-            logits in the cascade's label order, float32 of shape (batch, classes).
-
-        Raises:
-            CascadeError: the model gave a logit that is not finite.
-        """
+        """Run rows batch by batch; see :meth:`Stage.run`."""
         for positions in token_batches(tokens.lengths, token_budget):
             batch = pad(
                 {name: [rows[i] for i in positions] for name, rows in tokens.columns.items()},
@@ -127,33 +230,7 @@ class Stage:
             lengths = tokens.lengths[positions]
             width = batch["input_ids"].shape[1]
             batch["attention_mask"] = (np.arange(width) < lengths[:, None]).astype(np.int64)
-            logits = self._runtime(batch)[:, self._columns]
-            if not np.isfinite(logits).all():
-                bad = int(positions[~np.isfinite(logits).all(axis=1)][0])
-                raise CascadeError(
-                    f"stage '{self.name}' gave logits that are not finite for row {bad} of those "
-                    "it was given; its weights are broken, train or export it again"
-                )
-            yield positions, logits
-
-    def run_all(self, rows: Rows, *, progress: Callable[[int], object] | None = None) -> StageRun:
-        """Run the stage on every row and take the time.
-
-        Args:
-            rows: checked rows.
-            progress: called with the number of rows after each batch.
-        """
-        for _ in self.run(self.tokenize(rows.slice(0, _WARM_UP_ROWS))):
-            pass
-        start = time.perf_counter()
-        tokens = self.tokenize(rows)
-        logits = np.empty((len(rows), len(self._columns)), dtype=np.float32)
-        for positions, batch_logits in self.run(tokens):
-            logits[positions] = batch_logits
-            if progress:
-                progress(len(positions))
-        seconds = time.perf_counter() - start
-        return StageRun(logits, tokens.lengths, seconds, self.record.cost)
+            yield positions, self.finish(self._runtime(batch), positions)
 
 
 def _tokenizer_calls(rows: Rows) -> Iterator[tuple[int, int]]:

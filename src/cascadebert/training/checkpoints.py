@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import cast
 
@@ -94,7 +94,7 @@ def open_config(place: str) -> PretrainedConfig:
             f"{place}: not a checkpoint that transformers can open ({_first_line(error)}); "
             "give a folder with config.json, or a hub name"
         ) from error
-    if len(_id2label(config)) < 2:
+    if len(own_labels(config)) < 2:
         raise ArtifactError(
             f"{place}: has one output (a regression); "
             "a cascade needs classifiers with two labels or more"
@@ -107,15 +107,13 @@ def open_config(place: str) -> PretrainedConfig:
 
 
 def label_names(
-    config: PretrainedConfig, checkpoint: str | PathLike[str], label_map: Mapping[str, str]
+    own: Sequence[str], checkpoint: str | PathLike[str], label_map: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The checkpoint's label names in the order of its logits, renamed by ``label_map``.
+    """A checkpoint's own label names, renamed by ``label_map``.
 
     Raises:
         LabelMismatchError: the map names a label that there is not, or makes two alike.
     """
-    names = _id2label(config)
-    own = [names[i] for i in range(len(names))]
     unknown = sorted(set(label_map) - set(own))
     if unknown:
         raise LabelMismatchError(
@@ -131,8 +129,10 @@ def label_names(
     return labels
 
 
-def _id2label(config: PretrainedConfig) -> dict[int, str]:
-    return {int(i): str(name) for i, name in (config.id2label or {}).items()}
+def own_labels(config: PretrainedConfig) -> list[str]:
+    """The label names of a configuration in the order of the logits."""
+    names = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    return [names[i] for i in range(len(names))]
 
 
 def maximum_length(

@@ -35,14 +35,16 @@ from cascadebert.errors import (
     ExportError,
     InputError,
 )
-from cascadebert.stage import Stage, are_placeholders, same_labels
+from cascadebert.stage import are_placeholders, load_stage, same_labels
 from cascadebert.training.checkpoints import (
     label_names,
     maximum_length,
     model_inputs,
     open_checkpoint,
     open_config,
+    own_labels,
 )
+from cascadebert.training.linear import export_linear, is_linear, linear_labels
 from cascadebert.training.logs import quiet
 
 LOGIT_TOLERANCE = 1e-4
@@ -67,6 +69,7 @@ def export_cascade(
     checkpoints: Sequence[str],
     folder: Path,
     *,
+    names: Sequence[str] | None = None,
     label_maps: Mapping[int, Mapping[str, str]],
     max_length: int | None,
     rows: Rows | None,
@@ -80,12 +83,13 @@ def export_cascade(
             raise InputError(
                 f"a label map names stage {number}; there are stages 1 to {len(checkpoints)}"
             )
-    names = [_stage_name(checkpoint) for checkpoint in checkpoints]
-    configs = [open_config(checkpoint) for checkpoint in checkpoints]
+    names = [stage_name(checkpoint) for checkpoint in checkpoints] if names is None else names
+    if len(names) != len(checkpoints):
+        raise InputError(f"{len(checkpoints)} stages and {len(names)} names; give one for each")
     # Before the long part: labels that differ are found without exporting anything.
     label_lists = [
-        label_names(config, checkpoint, label_maps.get(number, {}))
-        for number, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True), 1)
+        label_names(_own_labels(checkpoint), checkpoint, label_maps.get(number, {}))
+        for number, checkpoint in enumerate(checkpoints, 1)
     ]
     labels = same_labels(list(zip(names, label_lists, strict=True)))
     stages = []
@@ -122,7 +126,14 @@ def export_cascade(
     )
 
 
-def _stage_name(checkpoint: str) -> str:
+def _own_labels(checkpoint: str) -> list[str]:
+    return (
+        linear_labels(checkpoint) if is_linear(checkpoint) else own_labels(open_config(checkpoint))
+    )
+
+
+def stage_name(checkpoint: str) -> str:
+    """What a stage is called: the last part of its checkpoint's name, fit for a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(checkpoint).absolute().name).strip(".-") or "stage"
 
 
@@ -151,7 +162,8 @@ def export_stage(
 ) -> StageRecord:
     """Write a fine-tuned classifier as a stage: checkpoint, tokenizer and ONNX graph.
 
-    The graph has no weights of its own: it points at the tensors in ``model.safetensors``.
+    The graph has no weights of its own: it points at the tensors in ``model.safetensors``. A
+    fitted linear stage is copied as it is.
 
     Args:
         checkpoint: folder or hub name of a sequence classification checkpoint.
@@ -169,8 +181,11 @@ def export_stage(
         LabelMismatchError: ``label_map`` does not fit the checkpoint's labels.
         ExportError: the logits of ONNX Runtime and torch differ by more than 1e-4.
     """
+    if is_linear(checkpoint):
+        labels = label_names(linear_labels(checkpoint), checkpoint, label_map or {})
+        return export_linear(checkpoint, output, name=name, labels=labels)
     model, tokenizer = open_checkpoint(checkpoint)
-    labels = label_names(model.config, checkpoint, label_map or {})
+    labels = label_names(own_labels(model.config), checkpoint, label_map or {})
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: i for i, label in enumerate(labels)}
     max_length = maximum_length(model, tokenizer, max_length)
@@ -190,7 +205,7 @@ def export_stage(
         pad_token_id=int(tokenizer.pad_token_id or 0),
         truncation_side=tokenizer.truncation_side,
         precision="fp32",
-        cost=_cost(model, inputs),
+        cost=model_cost(model, inputs),
         files=hash_files(output),
     )
     for probe in (PROBE_ROWS, PROBE_PAIRS, rows):
@@ -266,7 +281,7 @@ def _point_at_safetensors(model: onnx_ir.Model, folder: Path) -> None:
         )
 
 
-def _cost(model: PreTrainedModel, inputs: tuple[str, ...]) -> StageCost:
+def model_cost(model: PreTrainedModel, inputs: tuple[str, ...]) -> StageCost:
     """Count operations at three lengths; they determine a + b·n + c·n² exactly."""
     lengths = [8, 16, 24]
     counts = []
@@ -288,7 +303,7 @@ def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
     logits = []
     for runtime in ("onnx", "torch"):
         with quiet():
-            stage = Stage(folder, short, record.labels, runtime)
+            stage = load_stage(folder, short, record.labels, runtime)
         logits.append(stage.run_all(rows).logits)
     worst = float(np.abs(logits[0] - logits[1]).max())
     if not worst <= LOGIT_TOLERANCE:

@@ -1,0 +1,219 @@
+"""Fitting the linear stage with scikit-learn; it runs without, see :mod:`cascadebert.linear`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from scipy.sparse import csr_matrix, diags, vstack
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from cascadebert.artifact import CONFIG_FILE, WEIGHTS_FILE, StageCost, StageRecord, hash_files
+from cascadebert.data import Rows, as_rows
+from cascadebert.errors import InputError
+from cascadebert.linear import (
+    BLOCKS,
+    BUCKET_BITS,
+    MAX_CHARACTERS,
+    MODEL_TYPE,
+    NGRAMS_A_CHARACTER,
+    LinearStage,
+    feature_version,
+    ngrams,
+    normalise,
+)
+from cascadebert.training.fine_tuning import Outputs, label_order
+
+LINEAR = "linear"
+DEFAULT_C = 3.0
+_ROWS_A_PART = 1_000
+_MOST_ITERATIONS = 500
+
+
+def fit_linear(
+    rows: Rows,
+    output: str | PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    c: float = DEFAULT_C,
+    class_weights: Mapping[str, float] | str | None = None,
+) -> Path:
+    """Fit the linear stage and save it: ``config.json`` and ``model.safetensors``.
+
+    Args:
+        rows: training rows with labels, single texts or pairs.
+        output: folder for the stage.
+        labels: label names in the order of the logits; by default the sorted names in ``rows``.
+            Each must have a row.
+        c: inverse strength of the L2 penalty, as in scikit-learn.
+        class_weights: by label name, or "balanced".
+
+    Returns:
+        ``output``.
+
+    Raises:
+        InputError: rows without labels, fewer than two labels, or labels that have no row or
+            are not in ``labels``.
+    """
+    rows = as_rows(rows, with_labels=True)
+    names = label_order(rows, labels)
+    missing = sorted(set(names) - set(rows.labels or ()))
+    if missing:
+        raise InputError(f"labels {missing} have no row; a linear stage needs one of each label")
+    truth = np.array([names.index(label) for label in rows.labels or ()])
+    weights: Any = class_weights
+    if isinstance(class_weights, Mapping):
+        weights = {i: float(class_weights[name]) for i, name in enumerate(names)}
+    matrices, buckets, rarity = _features(rows)
+    model = LogisticRegression(C=c, max_iter=_MOST_ITERATIONS, class_weight=weights)
+    with warnings.catch_warnings():
+        # Stopping a little before the optimum costs nothing that could be measured.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(matrices, truth)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": MODEL_TYPE,
+        "features": feature_version(),
+        "bucket_bits": BUCKET_BITS,
+        "pairs": rows.pairs is not None,
+        "max_length": MAX_CHARACTERS,
+        **_names(names),
+    }
+    _write_config(folder, config)
+    tensors = {
+        "buckets": buckets.astype(np.int32),
+        "rarity": rarity.astype(np.float32),
+        "weights": np.ascontiguousarray(model.coef_.T, dtype=np.float32),
+        "bias": model.intercept_.astype(np.float32),
+    }
+    save_file(tensors, folder / WEIGHTS_FILE)
+    return folder
+
+
+def linear_outputs(folder: str | PathLike[str], rows: Rows) -> Outputs:
+    """Logits of a fitted linear stage, in its own label order."""
+    record = _record(Path(folder), LINEAR)
+    return Outputs(LinearStage(Path(folder), record, record.labels).run_all(rows).logits)
+
+
+def is_linear(folder: str | PathLike[str]) -> bool:
+    """Whether this is the folder of a linear stage."""
+    try:
+        config = _read_config(Path(folder))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
+def linear_labels(folder: str | PathLike[str]) -> list[str]:
+    """The label names of a fitted linear stage in the order of its logits."""
+    names = _read_config(Path(folder))["id2label"]
+    return [names[str(i)] for i in range(len(names))]
+
+
+def export_linear(
+    checkpoint: str | PathLike[str], output: Path, *, name: str, labels: Sequence[str]
+) -> StageRecord:
+    """Write a fitted linear stage as a stage of a cascade.
+
+    Args:
+        checkpoint: folder that :func:`fit_linear` wrote.
+        output: folder for the stage.
+        name: the stage's name in the cascade.
+        labels: names for its labels, in the order of its logits.
+
+    Returns:
+        The stage's record; ``folder`` is left empty for the caller.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(checkpoint) / WEIGHTS_FILE, output / WEIGHTS_FILE)
+    _write_config(output, {**_read_config(Path(checkpoint)), **_names(labels)})
+    return _record(output, name)
+
+
+def _names(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    text = json.dumps(config, indent=1, ensure_ascii=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _record(folder: Path, name: str) -> StageRecord:
+    config = _read_config(folder)
+    labels = tuple(linear_labels(folder))
+    return StageRecord(
+        name=name,
+        folder="",
+        labels=labels,
+        inputs=(),
+        max_length=config["max_length"],
+        pad_token_id=0,
+        truncation_side="right",
+        precision="fp32",
+        cost=_cost(folder, len(labels)),
+        files=hash_files(folder),
+        kind="linear",
+    )
+
+
+def _cost(folder: Path, classes: int) -> StageCost:
+    with safe_open(folder / WEIGHTS_FILE, "numpy") as tensors:
+        buckets, outputs = tensors.get_slice("weights").get_shape()
+    # Each n-gram adds one line of weights; the hashing is of integers and not counted.
+    return StageCost(
+        layers=1,
+        parameters=buckets * outputs + classes,
+        flops=(2.0 * outputs, 2.0 * outputs * NGRAMS_A_CHARACTER, 0.0),
+    )
+
+
+def _features(rows: Rows) -> tuple[csr_matrix, NDArray[np.int64], NDArray[np.float64]]:
+    """The matrix (rows, buckets), which buckets its columns are, and their rarity."""
+    counts = _counts(rows)
+    together = sum(counts[1:], counts[0])
+    found = np.bincount(together.indices, minlength=2**BUCKET_BITS)
+    buckets = np.flatnonzero(found)
+    rarity = np.log((1 + len(rows)) / (1 + found[buckets])) + 1
+    features = csr_matrix((len(rows), len(buckets)))
+    for block in counts:
+        own = block[:, buckets]
+        norms = np.sqrt(own @ rarity**2)
+        scale = diags(1 / np.where(norms > 0, norms, 1))
+        features = features + scale @ own @ diags(rarity)
+    return features.tocsr(), buckets, rarity
+
+
+def _counts(rows: Rows) -> list[csr_matrix]:
+    """How often each bucket occurs in each row, a matrix a block."""
+    parts: list[list[csr_matrix]] = [[] for _ in range(BLOCKS)]
+    for start in range(0, len(rows), _ROWS_A_PART):
+        part = normalise(rows.slice(start, start + _ROWS_A_PART))
+        shape = (len(part.lengths), 2**BUCKET_BITS)
+        sums = [csr_matrix(shape) for _ in range(BLOCKS)]
+        for found in ngrams(part.texts, part.pairs):
+            ones = np.ones(len(found.rows))
+            sums[found.block] += csr_matrix((ones, (found.rows, found.buckets)), shape=shape)
+        for block, counted in enumerate(sums):
+            parts[block].append(counted)
+    return [vstack(block, format="csr") for block in parts]
