@@ -26,13 +26,9 @@ import common
 from cascadebert.data import Rows
 from cascadebert.files import read_rows
 from cascadebert.training.difficulty import aggregate, cross_fit
-from cascadebert.training.fine_tuning import (
-    Outputs,
-    fine_tune,
-    label_order,
-    outputs_of,
-)
+from cascadebert.training.fine_tuning import fine_tune, label_order
 from cascadebert.training.losses import Objective
+from cascadebert.training.outputs import Outputs, outputs_of
 from cascadebert.training.parts import Parts
 from stages import training_rows
 

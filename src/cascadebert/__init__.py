@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from cascadebert.cascade import Cascade, Prediction
@@ -15,7 +16,11 @@ from cascadebert.files import Columns, read_rows
 from cascadebert.stage import Stage
 
 if TYPE_CHECKING:
+    from cascadebert.training.estimator import CascadeClassifier as CascadeClassifier
     from cascadebert.training.fine_tuning import fine_tune as fine_tune
+    from cascadebert.training.losses import Objective as Objective
+    from cascadebert.training.recipe import Recipe as Recipe
+    from cascadebert.training.trainer import CascadeTrainer as CascadeTrainer
 
 __all__ = [
     "Cascade",
@@ -36,14 +41,22 @@ __all__ = [
 ]
 
 
+# Training needs torch; running a cascade does not, so these are imported on first use, and are
+# not in __all__.
+_TRAINING = {
+    "CascadeClassifier": "estimator",
+    "CascadeTrainer": "trainer",
+    "Objective": "losses",
+    "Recipe": "recipe",
+    "fine_tune": "fine_tuning",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Fine-tuning needs torch; running a cascade does not, so it is imported on first use, and
-    # is not in __all__.
-    if name == "fine_tune":
-        try:
-            from cascadebert.training.fine_tuning import fine_tune
-        except ModuleNotFoundError as error:
-            missing = error.name or "torch"
-            raise MissingDependencyError(missing, "fine-tuning", "train") from None
-        return fine_tune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"cascadebert.training.{_TRAINING[name]}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "torch", "training", "train") from None
+    return getattr(module, name)

@@ -4,8 +4,11 @@ read, checked and moved into place.
 A cascade is one folder::
 
     cascade.json                what this module reads and writes
-    stages/<n>-<name>/          an ordinary Hugging Face checkpoint, and model.onnx beside it
+    stages/<n>-<name>/          an ordinary Hugging Face checkpoint, and model.onnx beside it;
+                                or a linear stage
     README.md                   the model card
+    report/                     what was measured
+    training/                   logs and difficulties of its training
 
 ``model.onnx`` holds the graph alone and points into ``model.safetensors`` for its weights.
 Every file of a stage is listed in ``cascade.json`` with its SHA-256, and is checked when the
@@ -39,6 +42,8 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "cascade.json"
 CARD_FILE = "README.md"
 STAGES = "stages"
+TRAINING = "training"
+REPORT = "report"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -279,8 +284,8 @@ def refuse_other_folder(target: Path) -> None:
         raise ArtifactError(f"{target}: is a file; name a folder for the cascade")
     if not target.is_dir() or (target / RECORD_FILE).exists():
         return
-    # A first save that was interrupted leaves its stages and no record.
-    if any(path.name != STAGES for path in target.iterdir()):
+    # What a first save, or a training, that was interrupted leaves.
+    if any(path.name not in (STAGES, TRAINING, REPORT) for path in target.iterdir()):
         raise ArtifactError(
             f"{target}: has other files in it and is not a cascade; name a new or empty folder"
         )

@@ -48,7 +48,7 @@ def tune(
 
     cascadebert tune my-cascade --data validation.csv --speedup 4 --label-column intent
     """
-    target = _target(max_drop, speedup)
+    target = chosen_target(max_drop, speedup)
     console.refuse_targets(data, json_file)
     if output is not None:
         refuse_other_folder(output)
@@ -58,21 +58,7 @@ def tune(
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         policy = cascade.tune(rows, target, cost=cost, progress=progress)
     folder = cascade.save_pretrained(output or cascade_folder)
-    console.write_json(
-        json_file,
-        {
-            "target": {"kind": type(target).__name__, "value": target.value},
-            "thresholds": policy.thresholds,
-            "score": policy.score,
-            "cost": cost,
-            "rows": policy.rows,
-            "accuracy": policy.accuracy,
-            "reference_accuracy": policy.reference_accuracy,
-            "accuracy_drop": policy.reference_accuracy - policy.accuracy,
-            "speedup": policy.speedup,
-            "exit_fractions": policy.exit_fractions,
-        },
-    )
+    console.write_json(json_file, policy.summary(cost))
     shares = zip(cascade.stages, policy.thresholds, policy.exit_fractions, strict=False)
     for number, (stage, threshold, share) in enumerate(shares, start=1):
         how = f"answers above {threshold:.8g}, {share:.1%} of the rows"
@@ -86,7 +72,8 @@ def tune(
     )
 
 
-def _target(max_drop: float | None, speedup: float | None) -> MaxDrop | Speedup:
+def chosen_target(max_drop: float | None, speedup: float | None) -> MaxDrop | Speedup:
+    """The one target that was named."""
     if (max_drop is None) == (speedup is None):
         raise InputError("name one target: --max-drop X or --speedup X")
     return MaxDrop(max_drop) if max_drop is not None else Speedup(speedup or 0.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +60,21 @@ class Policy:
     def speedup(self) -> float:
         """Cost of the last stage alone over the cost of the cascade."""
         return self.reference_cost / self.cost
+
+    def summary(self, cost: str) -> dict[str, Any]:
+        """Plain values, as ``tune --json`` writes them; ``cost`` names the unit of the costs."""
+        return {
+            "target": {"kind": type(self.target).__name__, **vars(self.target)},
+            "thresholds": self.thresholds,
+            "score": self.score,
+            "cost": cost,
+            "rows": self.rows,
+            "accuracy": self.accuracy,
+            "reference_accuracy": self.reference_accuracy,
+            "accuracy_drop": self.reference_accuracy - self.accuracy,
+            "speedup": self.speedup,
+            "exit_fractions": self.exit_fractions,
+        }
 
     def apply(
         self, probabilities: Sequence[ArrayLike]

@@ -54,13 +54,18 @@ def open_checkpoint(
             f"{place}: has no weights for {', '.join(missing[:3])} ({len(missing)} tensors), which "
             "would be random; fine-tune it as a sequence classifier first"
         )
-    _refuse_other_tokenizer(tokenizer, model, place)
+    refuse_other_tokenizer(tokenizer, model, place)
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _refuse_other_tokenizer(
+def refuse_other_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str
 ) -> None:
+    """Refuse a tokenizer that is none, or not the model's.
+
+    Raises:
+        ArtifactError: no fast tokenizer, one without words, or more ids than embeddings.
+    """
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ArtifactError(
             f"{place}: its tokenizer {type(tokenizer).__name__} has no tokenizer.json form; "

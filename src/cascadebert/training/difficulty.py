@@ -110,7 +110,12 @@ def aggregate(wrong: NDArray[np.bool_], how: str) -> NDArray[np.float64]:
 
 
 def cross_fit(
-    labels: NDArray[Any], answers: Answers, *, folds: int = 5, seeds: Sequence[int] = (0,)
+    labels: NDArray[Any],
+    answers: Answers,
+    *,
+    folds: int = 3,
+    seeds: Sequence[int] = (0,),
+    only: int | None = None,
 ) -> NDArray[np.bool_]:
     """Answer every row once a seed with a classifier that has not seen it.
 
@@ -120,6 +125,7 @@ def cross_fit(
             the number of the fold from 0; returns a class for each position to answer.
         folds: parts that the rows are cut into, shuffled, with like shares of every class.
         seeds: one shuffle and one set of trainings for each.
+        only: answer just this fold; the rows of the others count as right.
 
     Returns:
         Whether the answer was wrong, bool of shape (rows, seeds).
@@ -132,7 +138,8 @@ def cross_fit(
     for column, seed in enumerate(seeds):
         cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
         for fold, (seen, unseen) in enumerate(cut.split(np.zeros(len(labels)), labels)):
-            wrong[unseen, column] = answers(seen, unseen, seed, fold) != labels[unseen]
+            if only in (None, fold):
+                wrong[unseen, column] = answers(seen, unseen, seed, fold) != labels[unseen]
     return wrong
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -27,35 +27,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from cascadebert.batching import token_batches
 from cascadebert.data import Rows, as_rows
 from cascadebert.errors import InputError, TrainingError
-from cascadebert.training.distillation import (
-    first_token_states,
-    matched_layers,
-    refuse_other_width,
-)
-from cascadebert.training.logs import quiet
+from cascadebert.training.distillation import first_token_states, refuse_other_width
+from cascadebert.training.logs import quiet, quiet_transformers
 from cascadebert.training.losses import Objective, stage_loss
+from cascadebert.training.outputs import Outputs, bf16_is_fast
 from cascadebert.training.sampling import RowSampler
 
 Progress = Callable[[int], object]
 
-_PREDICTION_TOKENS = 4096
 _OWN_COLUMNS = ("row", "difficulty", "teacher_logits", "teacher_states")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a fine-tuned stage says of rows.
-
-    Attributes:
-        logits: float32 of shape (rows, classes).
-        states: first-token hidden states of chosen layers, float16 (rows, layers, width).
-    """
-
-    logits: NDArray[np.float32]
-    states: NDArray[np.float16] | None = None
 
 
 def fine_tune(
@@ -118,7 +100,7 @@ def fine_tune(
         args = with_arguments(args, remove_unused_columns=False)
         # The head is drawn when the model is made, before the Trainer sets its own seed.
         torch.manual_seed(args.seed)
-        model, tokenizer = _open_encoder(checkpoint, names, max_length)
+        model, tokenizer = open_encoder(checkpoint, names, max_length)
         columns: dict[str, Any] = {}
         if objective.needs_difficulty:
             columns["difficulty"] = np.asarray(difficulty, dtype=np.float32)
@@ -144,7 +126,9 @@ def fine_tune(
         trainer.paired = paired_batches
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(args.output_dir or "")))
+        checkpoints = Path(args.output_dir or "")
+        with quiet_transformers() if args.disable_tqdm else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     with quiet():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -181,63 +165,6 @@ def with_arguments(args: TrainingArguments, **changes: Any) -> TrainingArguments
     return result
 
 
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def outputs_of(
-    checkpoint: str | PathLike[str],
-    rows: Rows,
-    *,
-    max_length: int = 128,
-    state_layers: int = 0,
-    progress: Progress | None = None,
-) -> Outputs:
-    """Run a fine-tuned stage on rows, in bfloat16 where that is fast, else in fp32.
-
-    Args:
-        checkpoint: a fine-tuned classifier.
-        rows: the rows.
-        max_length: tokens a row is truncated at.
-        state_layers: number of layers of a student, whose matching states are wanted too.
-        progress: called with the number of rows after each batch.
-    """
-    with quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, dtype=torch.float32, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model = model.eval().to(device)
-    layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
-    pairs = None if rows.pairs is None else list(rows.pairs)
-    encoded = tokenizer(list(rows.texts), pairs, truncation=True, max_length=max_length)
-    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
-    states = np.empty((len(rows), len(layers), model.config.hidden_size), dtype=np.float16)
-    for positions in token_batches(lengths, _PREDICTION_TOKENS):
-        batch = tokenizer.pad(
-            {name: [values[i] for i in positions] for name, values in encoded.items()},
-            return_tensors="pt",
-        ).to(device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast()),
-        ):
-            out = model(**batch, output_hidden_states=bool(layers))
-        logits[positions] = out.logits.float().cpu().numpy()
-        if layers:
-            chosen = first_token_states(out.hidden_states, layers)
-            states[positions] = chosen.half().cpu().numpy()
-        if progress:
-            progress(len(positions))
-    return Outputs(logits, states if layers else None)
-
-
 def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
     """The label names in the order of the logits: as given, or sorted.
 
@@ -254,9 +181,10 @@ def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _open_encoder(
+def open_encoder(
     checkpoint: str | PathLike[str], names: Sequence[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An encoder under a classification head for these labels, in fp32, and its tokenizer."""
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             checkpoint,

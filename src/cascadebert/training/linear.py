@@ -32,7 +32,8 @@ from cascadebert.linear import (
     ngrams,
     normalise,
 )
-from cascadebert.training.fine_tuning import Outputs, label_order
+from cascadebert.training.fine_tuning import label_order
+from cascadebert.training.outputs import Outputs
 
 LINEAR = "linear"
 DEFAULT_C = 3.0

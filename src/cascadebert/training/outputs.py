@@ -1,0 +1,88 @@
+"""What a fine-tuned stage says of rows, for the stages that learn from it and for difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cascadebert.batching import token_batches
+from cascadebert.data import Rows
+from cascadebert.training.distillation import first_token_states, matched_layers
+from cascadebert.training.logs import quiet
+
+_TOKENS_A_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a stage says of rows.
+
+    Attributes:
+        logits: float32 of shape (rows, classes).
+        states: first-token hidden states of chosen layers, float16 (rows, layers, width).
+    """
+
+    logits: NDArray[np.float32]
+    states: NDArray[np.float16] | None = None
+
+
+def outputs_of(
+    checkpoint: str | PathLike[str],
+    rows: Rows,
+    *,
+    max_length: int = 128,
+    state_layers: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Outputs:
+    """Run a fine-tuned classifier on rows, in bfloat16 where that is fast, else in fp32.
+
+    Args:
+        checkpoint: a fine-tuned classifier.
+        rows: the rows.
+        max_length: tokens a row is truncated at.
+        state_layers: number of layers of a student whose matching states are wanted too.
+        progress: called with the number of rows after each batch.
+    """
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, dtype=torch.float32, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model = model.eval().to(device)
+    layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
+    pairs = None if rows.pairs is None else list(rows.pairs)
+    encoded = tokenizer(list(rows.texts), pairs, truncation=True, max_length=max_length)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    states = np.empty((len(rows), len(layers), model.config.hidden_size), dtype=np.float16)
+    for positions in token_batches(lengths, _TOKENS_A_BATCH):
+        batch = tokenizer.pad(
+            {name: [values[i] for i in positions] for name, values in encoded.items()},
+            return_tensors="pt",
+        ).to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast()),
+        ):
+            out = model(**batch, output_hidden_states=bool(layers))
+        logits[positions] = out.logits.float().cpu().numpy()
+        if layers:
+            states[positions] = first_token_states(out.hidden_states, layers).half().cpu().numpy()
+        if progress:
+            progress(len(positions))
+    return Outputs(logits, states if layers else None)
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

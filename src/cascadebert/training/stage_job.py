@@ -1,0 +1,334 @@
+"""Everything that is done to train one stage, as tasks that can be done one after another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import TrainerCallback, TrainingArguments
+
+from cascadebert.data import Rows
+from cascadebert.errors import InputError
+from cascadebert.training.checks import StageSource
+from cascadebert.training.difficulty import Difficulty, cross_fit
+from cascadebert.training.fine_tuning import default_arguments, fine_tune, with_arguments
+from cascadebert.training.linear import fit_linear, linear_outputs
+from cascadebert.training.losses import Objective
+from cascadebert.training.outputs import Outputs, outputs_of
+from cascadebert.training.parts import Parts, fingerprint
+from cascadebert.training.recipe import Recipe
+
+DEFAULT_EPOCHS = 3.0
+
+_BASE_LEARNING_RATE, _BASE_WIDTH, _WIDTH_EXPONENT = 3e-5, 768, 1.5
+_BACKWARD = 3.0
+_LOGITS, _STATES, _ANSWERS = "logits.npy", "states.npy", "answers.npy"
+
+# Arguments that say how a training is run or watched, and not what comes out of it.
+_NO_INFLUENCE = {
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "disable_tqdm",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_token",
+    "log_level",
+    "log_level_replica",
+    "logging_dir",
+    "logging_first_step",
+    "logging_steps",
+    "logging_strategy",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+    "save_only_model",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+}
+
+Advance = Callable[[float], object]
+"""Called with the share of a task that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part of a training.
+
+    Attributes:
+        title: for people.
+        name: for its folder.
+        settings: all that its result depends on.
+        work: about how many floating point operations it takes.
+        make: does it, given the folder for its result and one that outlives interruptions.
+    """
+
+    title: str
+    name: str
+    settings: Mapping[str, Any]
+    work: float
+    make: Callable[[Path, Path, Advance], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages of one training share."""
+
+    train: Rows
+    validation: Rows
+    labels: list[str]
+    recipe: Recipe
+    args: TrainingArguments | None
+    callbacks: Sequence[TrainerCallback]
+    parts: Parts
+    rows_fingerprint: str
+
+
+class StageJob:
+    """The tasks of one stage.
+
+    Args:
+        job: what the stages share.
+        source: what the stage is made of.
+        teacher: the last stage, or None for the last stage itself.
+    """
+
+    def __init__(self, job: Job, source: StageSource, teacher: StageJob | None) -> None:
+        self.source = source
+        self._job = job
+        self._teacher = teacher
+        # The last stage has no rows to pass on; a linear one is calibrated in place of DAR.
+        wanted = job.recipe.objective
+        self.objective = wanted.plain() if teacher is None or source.is_linear else wanted
+
+    @property
+    def title(self) -> str:
+        return f"stage {self.source.number} {self.source.name}"
+
+    @property
+    def folder(self) -> Path:
+        """The trained stage, once :meth:`training` is done."""
+        return self._path(self.training())
+
+    def training(self) -> Task:
+        """The training of the stage itself."""
+        return Task(
+            title=f"{self.title}: training",
+            name=f"{self.source.number}-{self.source.name}",
+            settings=self._settings(),
+            work=self._training_work(len(self._job.train)),
+            make=self._train,
+        )
+
+    def answering(self, student: StageJob) -> Task:
+        """What this stage, the last, says of the training rows, for a student to learn from."""
+        layers = student.state_layers
+        return Task(
+            title=f"{self.title}: answering the training rows",
+            name=f"{self.source.number}-{self.source.name}-answers",
+            settings={"stage": self._settings(), "layers": layers},
+            work=self.source.flops * len(self._job.train),
+            make=lambda result, _scratch, advance: self._answer(layers, result, advance),
+        )
+
+    def folds(self) -> Iterator[Task]:
+        """The trainings that :meth:`difficulty` is put together from."""
+        recipe = self._job.recipe
+        for seed in range(recipe.difficulty_seeds):
+            for fold in range(recipe.folds):
+                yield self._fold(seed, fold)
+
+    def difficulty(self) -> Difficulty:
+        """How hard the training rows are for this stage, once :meth:`folds` are done."""
+        truth, seeds = self._label_ids(), self._job.recipe.difficulty_seeds
+        wrong = np.zeros((len(truth), seeds), dtype=np.bool_)
+        settings = []
+        for task in self.folds():
+            rows, found = np.load(self._path(task) / _ANSWERS)
+            wrong[rows, task.settings["fold_seed"]] = found != truth[rows]
+            settings.append(dict(task.settings))
+        return Difficulty(wrong, self._job.recipe.difficulty, fingerprint({"folds": settings}))
+
+    @property
+    def state_layers(self) -> int:
+        """Layers whose hidden states are matched with the last stage's."""
+        objective = self.objective
+        return self.source.layers if objective.needs_teacher and objective.hidden_weight else 0
+
+    def refuse_unfit_arguments(self) -> None:
+        """Refuse values that ``TrainingArguments`` does not take.
+
+        Raises:
+            InputError: with the reason that it gives.
+        """
+        try:
+            self._arguments(Path())
+        except (TypeError, ValueError, ImportError) as error:
+            raise InputError(
+                f"{self.title}: TrainingArguments refuses {dict(self._own_arguments())} ({error}); "
+                "mend them"
+            ) from None
+
+    # What the results depend on
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self._base_settings() | {"objective": self.objective.settings()}
+        if self.objective.needs_difficulty:
+            settings["folds"] = [fingerprint(task.settings) for task in self.folds()]
+            settings["difficulty"] = self._job.recipe.difficulty
+            settings["paired_batches"] = self._job.recipe.paired_batches
+        if self.objective.needs_teacher and self._teacher:
+            settings["teacher"] = fingerprint(self._teacher.training().settings)
+        return settings
+
+    def _base_settings(self) -> dict[str, Any]:
+        """What every training of the stage depends on, whatever its loss."""
+        values: dict[str, Any] = {}
+        if not self.source.is_linear:
+            values = self._arguments(Path()).to_dict()  # type: ignore[no-untyped-call]
+        return {
+            "rows": self._job.rows_fingerprint,
+            "checkpoint": self.source.fingerprint,
+            "max_length": self.source.max_length,
+            "arguments": {k: v for k, v in values.items() if k not in _NO_INFLUENCE},
+        }
+
+    def _arguments(self, output: Path) -> TrainingArguments:
+        if self.source.is_linear:
+            return default_arguments(output)
+        own = self._own_arguments()
+        if self._job.args is not None:
+            return with_arguments(self._job.args, output_dir=fspath(output), **own)
+        rate = _BASE_LEARNING_RATE * (_BASE_WIDTH / self.source.width) ** _WIDTH_EXPONENT
+        defaults = {"num_train_epochs": DEFAULT_EPOCHS, "learning_rate": rate}
+        return default_arguments(output, **defaults | dict(own))
+
+    def _own_arguments(self) -> Mapping[str, Any]:
+        return self._job.recipe.stage_arguments.get(self.source.number, {})
+
+    def _training_work(self, rows: int) -> float:
+        if self.source.is_linear:
+            return self.source.flops * rows
+        return _BACKWARD * self.source.flops * rows * self._arguments(Path()).num_train_epochs
+
+    def _path(self, task: Task) -> Path:
+        return self._job.parts.path(task.name, task.settings)
+
+    # Doing it
+
+    def _train(self, result: Path, scratch: Path, advance: Advance) -> None:
+        objective, teacher = self.objective, None
+        if objective.needs_teacher and self._teacher:
+            folder = self._path(self._teacher.answering(self))
+            states = np.load(folder / _STATES) if self.state_layers else None
+            teacher = Outputs(np.load(folder / _LOGITS), states)
+        self._fit(
+            self._job.train,
+            result,
+            scratch,
+            advance,
+            objective=objective,
+            difficulty=self.difficulty().values if objective.needs_difficulty else None,
+            teacher=teacher,
+            paired_batches=self._job.recipe.paired_batches and objective.needs_difficulty,
+        )
+
+    def _fit(
+        self,
+        rows: Rows,
+        output: Path,
+        scratch: Path,
+        advance: Advance,
+        *,
+        objective: Objective,
+        **settings: Any,
+    ) -> None:
+        labels = self._job.labels
+        if self.source.is_linear:
+            fit_linear(rows, output, labels=labels, class_weights=objective.class_weights)
+            return
+        arguments = self._arguments(scratch)
+        fine_tune(
+            self.source.checkpoint,
+            rows,
+            output,
+            labels=labels,
+            objective=objective,
+            eval_rows=self._job.validation,
+            max_length=self.source.max_length,
+            args=arguments,
+            progress=_shares(advance, len(rows) * arguments.num_train_epochs),
+            # They may keep a state, which must not go from one training to the next.
+            callbacks=copy.deepcopy(list(self._job.callbacks)),
+            **settings,
+        )
+
+    def _outputs(self, folder: Path, rows: Rows, **settings: Any) -> Outputs:
+        if self.source.is_linear:
+            return linear_outputs(folder, rows)
+        return outputs_of(folder, rows, max_length=self.source.max_length, **settings)
+
+    def _answer(self, layers: int, result: Path, advance: Advance) -> None:
+        rows = self._job.train
+        progress = _shares(advance, len(rows))
+        out = self._outputs(self.folder, rows, state_layers=layers, progress=progress)
+        np.save(result / _LOGITS, out.logits)
+        if out.states is not None:
+            np.save(result / _STATES, out.states)
+
+    def _fold(self, seed: int, fold: int) -> Task:
+        recipe = self._job.recipe
+        objective = recipe.objective.plain()
+        settings = {"objective": objective.settings(), "folds": recipe.folds}
+
+        def make(result: Path, scratch: Path, advance: Advance) -> None:
+            def answers(
+                seen: NDArray[np.int64], unseen: NDArray[np.int64], _seed: int, _fold: int
+            ) -> NDArray[np.int64]:
+                self._fit(
+                    self._job.train.take(seen),
+                    scratch / "copy",
+                    scratch,
+                    advance,
+                    objective=objective,
+                )
+                out = self._outputs(scratch / "copy", self._job.train.take(unseen))
+                found: NDArray[np.int64] = out.logits.argmax(axis=1)
+                np.save(result / _ANSWERS, np.stack([unseen, found]))
+                return found
+
+            cross_fit(self._label_ids(), answers, folds=recipe.folds, seeds=[seed], only=fold)
+
+        return Task(
+            title=f"{self.title}: difficulty, fold {fold + 1} of {recipe.folds}, "
+            f"seed {seed + 1} of {recipe.difficulty_seeds}",
+            name=f"{self.source.number}-{self.source.name}-fold-{seed}-{fold}",
+            settings=self._base_settings() | settings | {"fold_seed": seed, "fold": fold},
+            work=self._training_work(round(len(self._job.train) * (1 - 1 / recipe.folds))),
+            make=make,
+        )
+
+    def _label_ids(self) -> NDArray[np.int64]:
+        ids = {name: i for i, name in enumerate(self._job.labels)}
+        return np.array([ids[label] for label in self._job.train.labels or ()], dtype=np.int64)
+
+
+def _shares(advance: Advance, whole: float) -> Callable[[int], None]:
+    """Counts of rows to shares of ``whole``."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(min(done / max(whole, 1), 1.0))
+
+    return count
