@@ -286,7 +286,7 @@ class LinearStage(Stage):
         super().__init__(folder, record, labels)
         config = _read_config(folder / CONFIG_FILE)
         self._reads_pairs = bool(config["pairs"])
-        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        tensors = read_tensors(folder / WEIGHTS_FILE)
         self._model = LinearModel(
             *(tensors[name] for name in ("buckets", "rarity", "weights", "bias"))
         )
@@ -348,9 +348,17 @@ def feature_version() -> str:
     return f"1-{'-'.join(map(str, CHARACTER_NGRAMS))}"
 
 
-def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The weights of a linear stage.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
     try:
         tensors: dict[str, NDArray[Any]] = load_file(path)
+        missing = {"buckets", "rarity", "weights", "bias"} - set(tensors)
+        if missing:
+            raise KeyError(*sorted(missing))
     except Exception as error:
         raise ArtifactError(f"{path}: cannot be read ({error}); train the stage again") from None
     return tensors

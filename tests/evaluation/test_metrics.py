@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
+from cascadebert.deferral.confidence import softmax
 from cascadebert.errors import InputError
-from cascadebert.evaluation.metrics import dis, ece
+from cascadebert.evaluation.metrics import aurc, auroc, brier, dis, ece, nll
 
 pairs = st.lists(
     st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.7, 0.9]), st.integers(0, 3)),
@@ -63,3 +67,50 @@ def test_shapes_must_fit() -> None:
         dis([0.1, 0.2], [1])
     with pytest.raises(InputError):
         ece([], [])
+
+
+def test_ece_of_equal_mass_is_scikit_learns_curve() -> None:
+    random = np.random.default_rng(0)
+    confidence = random.beta(5, 2, size=1500)
+    right = random.random(1500) < confidence**1.5
+    share, mean = calibration_curve(right, confidence, n_bins=15, strategy="quantile")
+    assert ece(confidence, right, equal_mass=True) == pytest.approx(np.abs(share - mean).mean())
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.9]), st.booleans()), min_size=1, max_size=6))
+def test_aurc_is_the_mean_over_all_orders_of_equals(rows: list[tuple[float, bool]]) -> None:
+    areas = []
+    for order in itertools.permutations(range(len(rows))):
+        if any(rows[a][0] < rows[b][0] for a, b in itertools.pairwise(order)):
+            continue
+        wrong = np.array([not rows[i][1] for i in order])
+        areas.append((wrong.cumsum() / np.arange(1, len(rows) + 1)).mean())
+    value = aurc([c for c, _ in rows], [r for _, r in rows])
+    assert value == pytest.approx(np.mean(areas))
+
+
+def test_probability_scores_are_scikit_learns() -> None:
+    random = np.random.default_rng(1)
+    logits, labels = random.normal(size=(300, 4)) * 3, random.integers(0, 4, 300)
+    p = softmax(logits)
+    assert nll(logits, labels) == pytest.approx(log_loss(labels, p, labels=range(4)))
+    assert brier(p, labels) == pytest.approx(
+        brier_score_loss(labels, p, labels=range(4), scale_by_half=False)
+    )
+    right, confidence = p.argmax(axis=1) == labels, p.max(axis=1)
+    assert auroc(confidence, right) == pytest.approx(roc_auc_score(right, confidence))
+    assert math.isnan(auroc(confidence, np.ones(300)))
+
+
+@pytest.mark.parametrize("metric", [ece, aurc])
+def test_confidence_and_correct_must_fit(metric: Callable[..., float]) -> None:
+    with pytest.raises(InputError, match=r"shape \(2,\), correct \(3,\)"):
+        metric([0.1, 0.2], [1, 0, 1])
+    with pytest.raises(InputError, match="one row at least"):
+        metric([], [])
+
+
+@pytest.mark.parametrize("metric", [brier, nll])
+def test_probabilities_and_labels_must_fit(metric: Callable[..., float]) -> None:
+    with pytest.raises(InputError, match=r"labels \(3,\)"):
+        metric([[0.5, 0.5], [0.1, 0.9]], [1, 0, 1])

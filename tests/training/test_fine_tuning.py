@@ -18,7 +18,12 @@ ROWS = Rows(CORPUS, None, ["yes", "no"] * 4)
 def test_fine_tuned_checkpoint_is_a_stage(make: Make, tmp_path: Path) -> None:
     done: list[int] = []
     checkpoint = fine_tune(
-        make("encoder"), ROWS, tmp_path / "tuned", num_train_epochs=2, per_device_train_batch_size=4, progress=done.append
+        make("encoder"),
+        ROWS,
+        tmp_path / "tuned",
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        progress=done.append,
     )
     cascade = Cascade.from_stages([checkpoint])
     assert cascade.labels == ("no", "yes")

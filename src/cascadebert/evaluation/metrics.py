@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from cascadebert.deferral.confidence import Floats
 from cascadebert.errors import InputError
 
 
@@ -41,21 +42,112 @@ def dis(confidence: ArrayLike, difficulty: ArrayLike) -> float:
     return 100 * in_order / pairs if pairs else math.nan
 
 
-def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error with bins of equal width.
+def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the ROC curve of confidence for being right; equal confidences count half.
+
+    Args:
+        confidence: any rising score, shape (rows,).
+        correct: whether the prediction is right, shape (rows,).
+
+    Returns:
+        0 to 1, or NaN where all predictions are right or all wrong.
+    """
+    return dis(confidence, ~np.asarray(correct, dtype=np.bool_)) / 100
+
+
+def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve (arXiv 1805.08206); lower is better.
+
+    The mean over k of the share of wrong answers among the k most confident rows; rows of equal
+    confidence stand in any order, and the mean over all orders is taken.
+
+    Args:
+        confidence: any rising score, shape (rows,).
+        correct: whether the prediction is right, shape (rows,).
+
+    Returns:
+        0 to 1.
+    """
+    scores, right = _checked(confidence, correct)
+    _, group, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    wrong = np.bincount(group, 1 - right)
+    # Within a group of equals each next row is wrong with the group's share.
+    steps = np.repeat(wrong / sizes, sizes)
+    return float((steps.cumsum() / np.arange(1, len(scores) + 1)).mean())
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Brier score: the mean over rows of the squared distance to the label's one-hot vector.
+
+    Args:
+        probabilities: shape (rows, classes).
+        labels: class indices, shape (rows,).
+
+    Returns:
+        0 to 2; lower is better.
+    """
+    values, truth = _checked_probabilities(probabilities, labels)
+    apart = values.copy()
+    apart[np.arange(len(truth)), truth] -= 1
+    return float((apart**2).sum(axis=1).mean())
+
+
+def nll(log_probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Negative log-likelihood of the labels, the mean over rows, in nats.
+
+    Args:
+        log_probabilities: shape (rows, classes); logits will do, they are normalised.
+        labels: class indices, shape (rows,).
+    """
+    values, truth = _checked_probabilities(log_probabilities, labels)
+    peak = values.max(axis=1, keepdims=True)
+    total = np.log(np.exp(values - peak).sum(axis=1)) + peak[:, 0]
+    return float((total - values[np.arange(len(truth)), truth]).mean())
+
+
+def ece(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = 15, *, equal_mass: bool = False
+) -> float:
+    """Expected calibration error (arXiv 1706.04599).
 
     The mean over bins of |share right - mean confidence|, weighted by the rows in each.
 
     Args:
         confidence: probability of the predicted class, in [0, 1], shape (rows,).
         correct: whether the prediction is right, shape (rows,).
-        bins: number of bins between 0 and 1.
+        bins: number of bins.
+        equal_mass: bins with like numbers of rows, in place of bins of equal width between 0
+            and 1; rows of equal confidence stay together.
     """
-    probability = np.asarray(confidence, dtype=np.float64)
-    right = np.asarray(correct, dtype=np.float64)
-    if probability.shape != right.shape or not len(right):
-        raise InputError(f"confidence has shape {probability.shape}, correct {right.shape}")
-    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    probability, right = _checked(confidence, correct)
+    if equal_mass:
+        edges = np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1])
+    else:
+        edges = np.linspace(0, 1, bins + 1)[1:-1]
     which = np.digitize(probability, edges, right=True)
     gaps = np.bincount(which, weights=right - probability, minlength=bins)
     return float(np.abs(gaps).sum() / len(right))
+
+
+def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    scores = np.asarray(confidence, dtype=np.float64)
+    right = np.asarray(correct, dtype=np.float64)
+    if scores.ndim != 1 or scores.shape != right.shape or not len(right):
+        raise InputError(
+            f"confidence has shape {scores.shape}, correct {right.shape}; give one of each a row, "
+            "and one row at least"
+        )
+    return scores, right
+
+
+def _checked_probabilities(
+    values: ArrayLike, labels: ArrayLike
+) -> tuple[Floats, NDArray[np.int64]]:
+    table = np.asarray(values, dtype=np.float64)
+    truth = np.asarray(labels, dtype=np.int64)
+    if table.ndim != 2 or truth.shape != table.shape[:1] or not len(truth):
+        raise InputError(
+            f"values have shape {table.shape}, labels {truth.shape}; give (rows, classes) and "
+            "(rows,), with one row at least"
+        )
+    return table, truth

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix, diags, vstack
 from sklearn.exceptions import ConvergenceWarning
@@ -31,6 +30,7 @@ from cascadebert.linear import (
     feature_version,
     ngrams,
     normalise,
+    read_tensors,
 )
 from cascadebert.training.fine_tuning import label_order
 from cascadebert.training.outputs import Outputs
@@ -179,8 +179,7 @@ def _record(folder: Path, name: str) -> StageRecord:
 
 
 def _cost(folder: Path, classes: int) -> StageCost:
-    with safe_open(folder / WEIGHTS_FILE, "numpy") as tensors:
-        buckets, outputs = tensors.get_slice("weights").get_shape()
+    buckets, outputs = read_tensors(folder / WEIGHTS_FILE)["weights"].shape
     # Each n-gram adds one line of weights; the hashing is of integers and not counted.
     return StageCost(
         layers=1,

@@ -60,7 +60,7 @@ class RowSampler(torch.utils.data.Sampler[int]):
         return iter(self._paired(self._groups, generator))
 
     def _order(self, rows: Sequence[int], generator: torch.Generator) -> list[int]:
-        if not self._by_length:
+        if not self._by_length or not rows:
             return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         lengths = [self._lengths[row] for row in rows]
         order = get_length_grouped_indices(lengths, self._batch_size, generator=generator)  # type: ignore[no-untyped-call]
@@ -110,15 +110,16 @@ def _two_groups(
 
 
 def _repeats(groups: tuple[NDArray[np.int64], ...], batch_size: int) -> list[int]:
-    """How many rows of each group come twice so that there is one for every batch."""
+    """How many rows of each group come again so that there is one for every batch."""
     sizes = [len(rows) for rows in groups]
-    total = sum(sizes)
-    while True:
-        batches = _batch_count(total, batch_size)
-        repeats = [max(batches - size, 0) for size in sizes]
-        if sum(sizes) + sum(repeats) == total:
-            return repeats
-        total = sum(sizes) + sum(repeats)
+    batches = _batch_count(sum(sizes), batch_size)
+    while sum(max(size, batches) for size in sizes) > batches * batch_size:
+        batches += 1
+    repeats = [max(batches - size, 0) for size in sizes]
+    # A last batch of one row would have no pair.
+    if (sum(sizes) + sum(repeats)) % batch_size == 1:
+        repeats[sizes.index(min(sizes))] += 1
+    return repeats
 
 
 def _batch_count(rows: int, batch_size: int) -> int:
