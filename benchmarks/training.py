@@ -36,6 +36,7 @@ PARTS = Parts(common.CHECKPOINTS / "training")
 ENCODERS = ("MiniLM-L3", "MiniLM-L6")
 LOSSES = ("cross_entropy", "dar", "distillation", "dar+distillation", "gatekeeper")
 SEEDS = (0, 1, 2)
+# Parts of "dar" are not named by these: remove them when these change.
 FOLDS, DIFFICULTY_SEEDS = 3, (0,)
 MAX_LENGTH = 128
 
@@ -78,8 +79,14 @@ def run_cell(cell: Cell) -> Path:
         )
         save_logits(result, checkpoint, task)
 
-    settings = objective.settings() | recipe(task, encoder) | {"seed": seed}
-    return PARTS.run(f"{task}-{encoder}-{loss}-{seed}", settings, make)
+    return PARTS.run(*cell_part(cell), make)
+
+
+def cell_part(cell: Cell) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the part that a cell is kept as."""
+    task, encoder, loss, seed = cell
+    settings = Objective(loss).settings() | recipe(task, encoder) | {"seed": seed}
+    return f"{task}-{encoder}-{loss}-{seed}", settings
 
 
 def difficulty(task: str, encoder: str, train: Rows) -> np.ndarray:
@@ -169,6 +176,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.action == "run":
         run(options.tasks, options.jobs)
+    else:
+        from training_scores import score, table
+
+        results = {task: score(task) for task in options.tasks}
+        common.keep("training", {"recipes": RECIPES, "results": results}, table(results))
 
 
 if __name__ == "__main__":

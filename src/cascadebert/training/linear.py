@@ -104,7 +104,7 @@ def fit_linear(
 
 def linear_outputs(folder: str | PathLike[str], rows: Rows) -> Outputs:
     """Logits of a fitted linear stage, in its own label order."""
-    record = _record(Path(folder), LINEAR)
+    record = linear_record(Path(folder), LINEAR)
     return Outputs(LinearStage(Path(folder), record, record.labels).run_all(rows).logits)
 
 
@@ -140,7 +140,7 @@ def export_linear(
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(checkpoint) / WEIGHTS_FILE, output / WEIGHTS_FILE)
     _write_config(output, {**_read_config(Path(checkpoint)), **_names(labels)})
-    return _record(output, name)
+    return linear_record(output, name)
 
 
 def _names(labels: Sequence[str]) -> dict[str, Any]:
@@ -160,7 +160,8 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _record(folder: Path, name: str) -> StageRecord:
+def linear_record(folder: Path, name: str) -> StageRecord:
+    """The record of a fitted linear stage; ``folder`` in it is left empty for the caller."""
     config = _read_config(folder)
     labels = tuple(linear_labels(folder))
     return StageRecord(
