@@ -31,5 +31,9 @@ bench: install  ## run every benchmark (hours; needs CASCADEBERT_DATA)
 	$(BIN)/python benchmarks/stages.py sst2 MiniLM-L3 MiniLM-L6 MPNet
 	$(BIN)/python benchmarks/stages.py clinc150 MiniLM-L3 MiniLM-L6 MPNet
 	$(BIN)/python benchmarks/stages.py snli MiniLM-L3 MiniLM-L6 MPNet
+	$(BIN)/python benchmarks/stages.py mrpc MPNet
+	$(BIN)/python benchmarks/stages.py agnews MPNet
 	$(BIN)/python benchmarks/plain_cascades.py
+	$(BIN)/python benchmarks/training.py run
+	$(BIN)/python benchmarks/training.py table
 	$(BIN)/python benchmarks/million_rows.py

@@ -11,7 +11,8 @@ import pytest
 
 from conftest import CORPUS, LABELS, Make
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -23,6 +24,8 @@ def test_python_of_the_readme(
     rows = [{"text": text, "label": LABELS[i % 3]} for i, text in enumerate(CORPUS * 4)]
     for name in ("validation.jsonl", "test.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = [row | {"text": f"{row['text']} {i}"} for i, row in enumerate(rows)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
     (tmp_path / "huge.txt").write_text("\n".join(CORPUS))
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
@@ -31,12 +34,13 @@ def test_python_of_the_readme(
         "small_probabilities": random.dirichlet(np.ones(3), 100),
         "large_probabilities": random.dirichlet(np.ones(3), 100),
     }
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     for block in BLOCKS:
         exec(block, names)
     assert names["out"].labels.shape == (2,)
     assert len(names["part"]) == len(CORPUS)
     assert set(names["stage"]) <= {1, 2}
+    assert set(names["classifier"].classes_) == set(LABELS)
     assert "speedup_measured" in capsys.readouterr().out
 
 

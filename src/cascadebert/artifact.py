@@ -95,6 +95,11 @@ class StageRecord:
     kind: str = "transformer"
     calibration: Calibration | None = None
 
+    @property
+    def length_unit(self) -> str:
+        """What ``max_length`` counts."""
+        return "characters" if self.kind == "linear" else "tokens"
+
 
 @dataclass(frozen=True)
 class CascadeRecord:

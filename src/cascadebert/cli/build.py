@@ -18,7 +18,8 @@ def build(
     checkpoints: Annotated[
         list[str],
         typer.Argument(
-            help="Fine-tuned checkpoints, small to large: folders or hub names.", metavar="CKPT..."
+            help="Fine-tuned checkpoints or linear stages, small to large: folders or hub names.",
+            metavar="CKPT...",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the cascade.")],
@@ -64,7 +65,7 @@ def build(
         cost = stage.record.cost
         console.say(
             f"stage {number} {stage.name}: {cost.layers} layers, {cost.parameters / 1e6:.1f} M "
-            f"parameters, reads {stage.record.max_length} tokens"
+            f"parameters, reads {stage.record.max_length} {stage.record.length_unit}"
         )
     console.say(
         f"wrote {output}\nnext: cascadebert tune {output} --data HELD_OUT_ROWS --max-drop 0.01"

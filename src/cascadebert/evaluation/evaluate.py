@@ -17,29 +17,50 @@ from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import logit
 from cascadebert.deferral.cost import runs_stage, speedup
 from cascadebert.errors import InputError
-from cascadebert.evaluation.metrics import dis, ece
+from cascadebert.evaluation.metrics import aurc, brier, dis, ece, nll
 
 _WARM_UP_ROWS = 8
+# A probability of 0 would make the mean log-likelihood infinite, which JSON cannot hold.
+_LEAST_LOG_PROBABILITY = -700.0
 
 
 @dataclass(frozen=True)
-class StageEvaluation:
-    """One stage alone on every row. ``dis`` counts wrong answers as the harder rows."""
+class Quality:
+    """How good answers and their confidences are; see :mod:`cascadebert.evaluation.metrics`.
 
-    name: str
+    Attributes:
+        accuracy: share of right answers.
+        dis: wrong answers being the harder rows; None where all answers are right or all wrong.
+        ece, ece_equal_mass: expected calibration error, with bins of equal width and of equal
+            numbers of rows.
+        aurc: area under the risk-coverage curve.
+        brier, nll: Brier score and negative log-likelihood of the labels.
+    """
+
     accuracy: float
     dis: float | None
     ece: float
+    ece_equal_mass: float
+    aurc: float
+    brier: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class StageEvaluation(Quality):
+    """One stage alone on every row."""
+
+    name: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Quality):
     """What a cascade does on labelled rows; the reference is its last stage alone.
 
     Attributes:
         rows: number of rows.
-        accuracy, reference_accuracy: share of right answers.
+        reference_accuracy: share of the reference's right answers.
         accuracy_drop: ``reference_accuracy - accuracy``; negative where the cascade is better.
         agreement: share of rows with the same answer as the reference.
         exit_fractions: share of rows answered by each stage.
@@ -47,14 +68,11 @@ class Evaluation:
             the repeats; speedup_measured_range: its smallest and largest.
         speedup_flops, speedup_layers: the same ratio of counted operations and of layers.
         seconds, reference_seconds: wall seconds for all rows, tokenising included; medians.
-        dis, ece: of the answers that the cascade gives, wrong answers being the harder rows;
-            ``dis`` is None where all answers are right or all wrong.
         truncated: rows that were longer than the stage that answered reads, and were cut.
         stages: each stage alone on every row.
     """
 
     rows: int
-    accuracy: float
     reference_accuracy: float
     accuracy_drop: float
     agreement: float
@@ -65,8 +83,6 @@ class Evaluation:
     speedup_layers: float
     seconds: float
     reference_seconds: float
-    dis: float | None
-    ece: float
     truncated: int
     stages: tuple[StageEvaluation, ...]
 
@@ -110,14 +126,13 @@ def evaluate(
     alone = [_timed(cascade.alone(number), checked, progress) for number in range(1, last)]
     alone.append((reference, statistics.median(t for _, t in timings)))
     ratios = [reference_seconds / seconds for seconds, reference_seconds in timings]
-    right = out.labels == names
     flops, layers = _costs(cascade, checked)
     runs = runs_stage(cascade.thresholds or (1.0,) * (last - 1))
     return Evaluation(
+        **_quality(out, truth),
         rows=len(checked),
-        accuracy=float(right.mean()),
         reference_accuracy=float((reference.labels == names).mean()),
-        accuracy_drop=float((reference.labels == names).mean() - right.mean()),
+        accuracy_drop=float((reference.labels == names).mean() - (out.labels == names).mean()),
         agreement=float((out.labels == reference.labels).mean()),
         exit_fractions=tuple(
             float(share) for share in np.bincount(out.stage - 1, minlength=last) / len(checked)
@@ -128,17 +143,9 @@ def evaluate(
         speedup_layers=speedup(out.stage, layers, runs),
         seconds=statistics.median(seconds for seconds, _ in timings),
         reference_seconds=statistics.median(seconds for _, seconds in timings),
-        dis=_dis(out, right),
-        ece=ece(out.confidence, right),
         truncated=int(out.truncated.sum()),
         stages=tuple(
-            StageEvaluation(
-                name=stage.name,
-                accuracy=float((own.labels == names).mean()),
-                dis=_dis(own, own.labels == names),
-                ece=ece(own.confidence, own.labels == names),
-                seconds=seconds,
-            )
+            StageEvaluation(**_quality(own, truth), name=stage.name, seconds=seconds)
             for stage, (own, seconds) in zip(cascade.stages, alone, strict=True)
         ),
     )
@@ -159,6 +166,18 @@ def _costs(cascade: Cascade, rows: Rows) -> tuple[NDArray[np.float64], NDArray[n
     return np.stack(flops, axis=1), np.array(layers)
 
 
-def _dis(out: Prediction, right: NDArray[np.bool_]) -> float | None:
-    value = dis(logit(out.confidence), ~right)
-    return None if np.isnan(value) else value
+def _quality(out: Prediction, truth: NDArray[np.int64]) -> dict[str, Any]:
+    right = out.probabilities.argmax(axis=1) == truth
+    score = logit(out.confidence)
+    order = dis(score, ~right)
+    with np.errstate(divide="ignore"):
+        log_probabilities = np.log(out.probabilities)
+    return {
+        "accuracy": float(right.mean()),
+        "dis": None if np.isnan(order) else order,
+        "ece": ece(out.confidence, right),
+        "ece_equal_mass": ece(out.confidence, right, equal_mass=True),
+        "aurc": aurc(score, right),
+        "brier": brier(out.probabilities, truth),
+        "nll": nll(np.maximum(log_probabilities, _LEAST_LOG_PROBABILITY), truth),
+    }

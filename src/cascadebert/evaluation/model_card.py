@@ -44,10 +44,9 @@ def _stages(record: CascadeRecord) -> str:
     ]
     for number, (stage, threshold) in enumerate(zip(record.stages, thresholds, strict=True), 1):
         shown = f"{threshold:.8g}" if isinstance(threshold, float) else threshold
-        unit = "characters" if stage.kind == "linear" else "tokens"
         lines.append(
             f"| {number} {stage.name} | {stage.cost.layers} | {stage.cost.parameters / 1e6:.1f} M "
-            f"| {stage.max_length} {unit} | {shown} |"
+            f"| {stage.max_length} {stage.length_unit} | {shown} |"
         )
     labels = ", ".join(f"`{label}`" for label in record.labels[:20])
     more = f" and {len(record.labels) - 20} more" if len(record.labels) > 20 else ""
