@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tokenizers import (
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from cascadebert import Cascade
+from cascadebert.cli.main import main
 
 CORPUS = [
     "the film is a quiet , moving story about two sisters and their father",
@@ -191,3 +194,30 @@ def make(tmp_path: Path) -> Make:
         return make_checkpoint(tmp_path / name, **settings)
 
     return build
+
+
+class Run:
+    """Runs a command in this process and keeps what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> Run:
+        self._monkeypatch.setattr(sys, "argv", ["cascadebert", *map(str, arguments)])
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        self.code = stopped.value.code or 0
+        self.out, self.err = self._capsys.readouterr()
+        return self
+
+    @property
+    def error(self) -> str:
+        lines = [line for line in self.err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)

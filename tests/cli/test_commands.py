@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -14,37 +13,9 @@ from typing import Any
 import pytest
 
 from cascadebert import Cascade
-from cascadebert.cli.main import main
-from conftest import CORPUS, Make
+from conftest import CORPUS, Make, Run
 
 LABELS = ["good", "bad", "fair"]
-
-
-class Run:
-    """Runs a command in this process and keeps what it printed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object, stdin: bytes = b"") -> Run:
-        self._monkeypatch.setattr(sys, "argv", ["cascadebert", *map(str, arguments)])
-        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        self.code = stopped.value.code or 0
-        self.out, self.err = self._capsys.readouterr()
-        return self
-
-    @property
-    def error(self) -> str:
-        lines = [line for line in self.err.splitlines() if line.startswith("error:")]
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return Run(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -158,6 +158,7 @@ def train(
     early_stopping: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Stop a stage after so many epochs without better validation accuracy, and keep "
             "its best.",
             rich_help_panel=_TRAINER,
@@ -201,7 +202,8 @@ def train(
     names = console.columns(text_column, text_pair_column, label_column)
     rows = read_rows(train_file, names, with_labels=True)
     validation = read_rows(validation_file, names, with_labels=True)
-    test = read_rows(test_file, names, with_labels=True) if test_file else None
+    known = sorted(set(rows.labels or ()))
+    test = read_rows(test_file, names, with_labels=True, known_labels=known) if test_file else None
     try:
         from cascadebert.training.losses import Objective
         from cascadebert.training.recipe import Recipe

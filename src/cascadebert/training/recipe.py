@@ -13,6 +13,8 @@ from cascadebert.training.calibration import refuse_unknown
 from cascadebert.training.difficulty import aggregate
 from cascadebert.training.losses import Objective
 
+_FEWEST_TOKENS = 3
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -45,6 +47,10 @@ class Recipe:
     def __post_init__(self) -> None:
         aggregate(np.zeros((1, 1), dtype=np.bool_), self.difficulty)
         refuse_unknown(self.calibration)
+        if self.max_length < _FEWEST_TOKENS:
+            raise InputError(
+                f"max_length is {self.max_length}; give {_FEWEST_TOKENS} tokens or more"
+            )
         if self.folds < 2 or self.difficulty_seeds < 1:
             raise InputError(
                 f"difficulty with {self.folds} folds and {self.difficulty_seeds} seeds is not "

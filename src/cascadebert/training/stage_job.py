@@ -165,18 +165,22 @@ class StageJob:
         return self.source.layers if objective.needs_teacher and objective.hidden_weight else 0
 
     def refuse_unfit_arguments(self) -> None:
-        """Refuse values that ``TrainingArguments`` does not take.
+        """Refuse values that ``TrainingArguments`` does not take, or that train nothing.
 
         Raises:
-            InputError: with the reason that it gives.
+            InputError: with the reason.
         """
+        own = dict(self._own_arguments())
         try:
-            self._arguments(Path())
+            arguments = self._arguments(Path())
         except (TypeError, ValueError, ImportError) as error:
             raise InputError(
-                f"{self.title}: TrainingArguments refuses {dict(self._own_arguments())} ({error}); "
-                "mend them"
+                f"{self.title}: TrainingArguments refuses {own} ({error}); mend them"
             ) from None
+        for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size"):
+            value = getattr(arguments, name)
+            if not 0 < value < float("inf"):
+                raise InputError(f"{self.title}: {name} is {value}; give a number above 0")
 
     # What the results depend on
 
