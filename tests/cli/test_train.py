@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_commands import Run, run  # noqa: F401
 
-from conftest import CORPUS, LABELS, make_checkpoint
+from conftest import CORPUS, LABELS, Run, make_checkpoint
 
 
 @pytest.fixture(scope="module")
