@@ -24,6 +24,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -290,7 +291,8 @@ def refuse_other_folder(target: Path) -> None:
     if not target.is_dir() or (target / RECORD_FILE).exists():
         return
     # What a first save, or a training, that was interrupted leaves.
-    if any(path.name not in (STAGES, TRAINING, REPORT) for path in target.iterdir()):
+    ours = (STAGES, TRAINING, REPORT)
+    if any(path.name not in ours and not _is_temporary(path) for path in target.iterdir()):
         raise ArtifactError(
             f"{target}: has other files in it and is not a cascade; name a new or empty folder"
         )
@@ -330,8 +332,15 @@ def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _is_temporary(path: Path) -> bool:
+    """Whether this is what :func:`replacing` left of our files when it was killed."""
+    return re.fullmatch(r"\.(cascade\.json|README\.md)\.\d+\.tmp", path.name) is not None
+
+
 def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
     (target / STAGES).mkdir(exist_ok=True)
+    for path in filter(_is_temporary, target.iterdir()):
+        path.unlink()
     with contextlib.suppress(ArtifactError):
         _sweep(target, read_record(target))
     stages = []

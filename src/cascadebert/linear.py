@@ -3,8 +3,9 @@
 It needs numpy alone and answers tens of thousands of rows a second on one core, so that a
 cascade can start with it. A row is lower-cased and its n-grams are hashed into buckets, all rows
 of a batch at once. The features come in blocks (characters, words and, for pairs, what the two
-texts share); an n-gram counts as much as it is rare, and each block of a row is scaled to
-length 1. :mod:`cascadebert.training.linear` fits the weights.
+texts share); an n-gram counts as much as it is rare, and each block of a row is divided by
+the root of the sum of squares of all that occurs in it. :mod:`cascadebert.training.linear` fits
+the weights.
 """
 
 from __future__ import annotations

@@ -54,6 +54,17 @@ def test_trains_measures_and_reports(run: Run, place: Path, tmp_path: Path) -> N
     assert (tmp_path / "out" / "report" / "frontier.png").stat().st_size > 10_000
     assert run("predict", tmp_path / "out", "--input", place / "test.jsonl", "--output",
                tmp_path / "answers.csv").code == 0  # fmt: skip
+    # Measured on other rows, nothing is trained again.
+    again = run(
+        "train", *options(place, test=place / "dev.jsonl", output=tmp_path / "out"),
+        "--stage", "linear", "--stage", place / "small", "--epochs", "1", "--json",
+        tmp_path / "again.json", "--work", tmp_path / "work", "--calibration", "vector",
+        "--arg", "gradient_accumulation_steps=2", "--class-weights", "bad=1,fair=2,good=3",
+    )  # fmt: skip
+    assert "done already" in again.out
+    other = json.loads((tmp_path / "again.json").read_text())
+    assert other["test_rows"] != report["test_rows"]
+    assert other["parts"] == report["parts"]
     # The parts stay where they were asked for.
     assert len(list((tmp_path / "work" / "parts").iterdir())) == 2
     assert not (tmp_path / "out" / "training").exists()

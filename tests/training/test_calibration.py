@@ -129,6 +129,13 @@ def test_damaged_values_are_refused(values: dict[str, object]) -> None:
         read_calibration(values)
 
 
+def test_rows_that_are_all_right_stay_apart() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 3))
+    made = fit_calibration("temperature", logits, logits.argmax(axis=1))
+    assert made is not None
+    assert len(np.unique(softmax(made(logits)).max(axis=1))) > 40
+
+
 def test_unusable_arrays() -> None:
     with pytest.raises(InputError, match="no calibration is called 'platt'"):
         fit_calibration("platt", np.zeros((2, 2)), [0, 1])

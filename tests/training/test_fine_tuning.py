@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from cascadebert import Cascade, Rows, fine_tune
 from cascadebert.errors import InputError
+from cascadebert.training.fine_tuning import default_arguments
 from conftest import CORPUS, Make
 
 ROWS = Rows(CORPUS, None, ["yes", "no"] * 4)
@@ -73,3 +74,61 @@ def test_unusable_rows(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fine_tune(make("encoder"), rows, tmp_path / "tuned", labels=labels)
+
+
+def test_other_rows_are_not_taken_for_a_training_to_go_on_with(make: Make, tmp_path: Path) -> None:
+    args = default_arguments(tmp_path / "args", num_train_epochs=2, learning_rate=1e-3)
+    turned = Rows(CORPUS, None, ["no", "yes"] * 4)
+    made = [
+        load_file(fine_tune(make(name), rows, tmp_path / name, args=args) / "model.safetensors")
+        for name, rows in (("first", ROWS), ("second", turned))
+    ]
+    assert any((made[0][name] != made[1][name]).any() for name in made[0])
+
+
+def test_arguments_of_the_trainer_take_effect(make: Make, tmp_path: Path) -> None:
+    encoder = make("encoder")
+    plain, smooth, ordered = (
+        load_file(
+            fine_tune(
+                encoder,
+                ROWS,
+                tmp_path / str(i),
+                num_train_epochs=4,
+                learning_rate=1e-3,
+                **settings,
+            )
+            / "model.safetensors"
+        )
+        for i, settings in enumerate(
+            (
+                {},
+                {"label_smoothing_factor": 0.5},
+                {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 2},
+            )
+        )
+    )
+    for other in (smooth, ordered):
+        assert any((plain[name] != other[name]).any() for name in plain)
+
+
+def test_accumulated_batches_are_one_batch(make: Make, tmp_path: Path) -> None:
+    encoder = make("encoder")
+    settings = {"train_sampling_strategy": "sequential", "optim": "sgd", "learning_rate": 0.1}
+    once, twice = (
+        load_file(
+            fine_tune(
+                encoder,
+                ROWS,
+                tmp_path / str(size),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=8 // size,
+                bf16=False,
+                **settings,
+            )
+            / "model.safetensors"
+        )
+        for size in (8, 4)
+    )
+    for name in once:
+        np.testing.assert_allclose(once[name], twice[name], atol=1e-5)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from cascadebert import CascadeTrainer, MaxDrop, Objective, Recipe, Rows
 from conftest import CORPUS, LABELS, make_checkpoint
@@ -45,9 +45,6 @@ class KillAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self._left = [step]
 
-    def __deepcopy__(self, _memo: Any) -> KillAt:
-        return self
-
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._left[0] -= 1
         if self._left[0] == 0:
@@ -60,7 +57,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_checkpoint(root / name, name) for name in ("distilbert", "mpnet")]
 
 
-def train(encoders: list[Path], work: Path, *callbacks: TrainerCallback) -> CascadeTrainer:
+def train(
+    encoders: list[Path], work: Path, *callbacks: TrainerCallback, **settings: Any
+) -> CascadeTrainer:
     trainer = CascadeTrainer(
         encoders,
         train_dataset=TRAIN,
@@ -69,7 +68,7 @@ def train(encoders: list[Path], work: Path, *callbacks: TrainerCallback) -> Casc
             Objective("dar+distillation"),
             folds=2,
             paired_batches=True,
-            stage_arguments={1: SETTINGS, 2: SETTINGS},
+            stage_arguments=dict.fromkeys((1, 2), SETTINGS | settings),
         ),
         target=MaxDrop(0.5),
         cost="flops",
@@ -81,7 +80,7 @@ def train(encoders: list[Path], work: Path, *callbacks: TrainerCallback) -> Casc
 
 
 def weights(work: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    for name in ("1-distilbert", "2-mpnet"):
+    for name in ("distilbert", "mpnet"):
         (part,) = (p for p in (work / "parts").glob(f"{name}-*") if len(p.name) == len(name) + 17)
         yield name, load_file(part / "model.safetensors")
 
@@ -105,6 +104,47 @@ def test_ends_as_if_it_had_not_been_killed(encoders: list[Path], tmp_path: Path)
         for tensor in expected:
             np.testing.assert_array_equal(found[tensor], expected[tensor], err_msg=name)
     np.testing.assert_array_equal(again.difficulties[1].wrong, whole.difficulties[1].wrong)
+
+
+def test_early_stopping_counts_on(encoders: list[Path], tmp_path: Path) -> None:
+    settings = {
+        "num_train_epochs": 12,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "learning_rate": 1e-9,
+    }
+    # Nothing gets better, so that each training ends after its second epoch.
+    train(encoders, tmp_path / "whole", EarlyStoppingCallback(1), **settings)
+    with pytest.raises(Killed):
+        train(encoders, tmp_path / "killed", EarlyStoppingCallback(1), KillAt(15), **settings)
+    train(encoders, tmp_path / "killed", EarlyStoppingCallback(1), **settings)
+    for (_, expected), (_, found) in zip(
+        weights(tmp_path / "whole"), weights(tmp_path / "killed"), strict=True
+    ):
+        for tensor in expected:
+            np.testing.assert_array_equal(found[tensor], expected[tensor])
+
+
+def test_leftovers_of_a_kill_do_not_stand_in_the_way(encoders: list[Path], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with pytest.raises(Killed):
+        train(encoders, work, KillAt(8))
+    (scratch,) = (work / "parts").glob("*.unfinished")
+    (scratch / "runs").mkdir()
+    (scratch / "runs" / "events").write_text("new")
+    copied = work / "runs" / scratch.name.removesuffix(".unfinished")
+    copied.mkdir(parents=True)
+    (copied / "events").write_text("old")
+    trainer = train(encoders, work)
+    assert (copied / "events").read_text() == "new"
+    out = tmp_path / "out"
+    (out / "training").mkdir(parents=True)
+    (out / ".cascade.json.123.tmp").write_text("{")
+    cascade = trainer.train()
+    cascade.save_pretrained(out)
+    assert not list(out.glob(".*"))
 
 
 def test_half_written_checkpoints_are_passed_over(encoders: list[Path], tmp_path: Path) -> None:
@@ -150,7 +190,7 @@ def test_killed_command_goes_on(encoders: list[Path], tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "report" / "training.json").read_text())
     assert report["parts"][0]["resumed"]
     # It is done: nothing is run a third time, and the weights of parts are gone.
-    assert not work.exists()
+    assert not list(work.rglob("*.safetensors"))
     stamp = (tmp_path / "out" / "cascade.json").stat().st_mtime_ns
     third = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "done already" in third.stdout

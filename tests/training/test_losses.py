@@ -199,6 +199,8 @@ def test_class_weights_and_smoothing_are_those_of_torch() -> None:
     [
         ({"name": "dar+focal"}, "no loss is called 'focal'"),
         ({"dar_score": "entropy"}, "dar_score is 'entropy'"),
+        ({"class_weights": {"a": -1.0, "b": 1.0}}, r"class_weights has \{'a': -1.0\}"),
+        ({"hidden_weight": 1.0}, "it is part of 'distillation'"),
         ({"class_weights": "even"}, "class_weights is 'even'"),
         ({"distillation_weight": 1.5}, "distillation_weight is 1.5"),
         ({"dar_margin": -0.1}, "dar_margin is -0.1"),

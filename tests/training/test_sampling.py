@@ -50,7 +50,7 @@ def test_without_pairs_each_row_comes_once_and_lengths_together() -> None:
         batches = [rows[i : i + 10] for i in range(0, 1000, 10)]
         return sum(max(lengths[r] for r in b) * len(b) for b in batches) - sum(lengths)
 
-    assert padding(order) < padding(list(RowSampler(lengths, 10, by_length=False))) / 3
+    assert padding(order) < padding(list(RowSampler(lengths, 10, order="random"))) / 3
 
 
 def test_same_seed_and_epoch_same_order() -> None:

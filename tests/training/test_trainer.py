@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import StratifiedKFold
 
 from cascadebert import (
@@ -24,6 +27,7 @@ from cascadebert import (
 )
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, TrainingError
 from cascadebert.training.difficulty import Difficulty
+from cascadebert.training.fine_tuning import default_arguments
 from cascadebert.training.losses import TERMS
 from conftest import CORPUS, LABELS, Make, make_checkpoint
 
@@ -108,7 +112,8 @@ def test_difficulty_of_every_stage_but_the_last(trainer: Trained, tmp_path: Path
     for number, name in ((1, "linear"), (2, "distilbert")):
         difficulty = job.difficulties[number]
         assert difficulty.wrong.shape == (48, 2)
-        kept = Difficulty.load(tmp_path / "work" / "difficulty" / f"{number}-{name}")
+        (folder,) = (tmp_path / "work" / "difficulty").glob(f"{name}-*")
+        kept = Difficulty.load(folder)
         np.testing.assert_array_equal(kept.values, difficulty.values)
         assert kept.fingerprint == difficulty.fingerprint
     # Of the linear stage it can be had again by hand.
@@ -142,6 +147,8 @@ def test_finished_parts_are_found_again(trainer: Trained, tmp_path: Path) -> Non
 
 
 def test_what_a_training_depends_on(trainer: Trained, tmp_path: Path) -> None:
+    from transformers import EarlyStoppingCallback
+
     def of(**settings: Any) -> str:
         values = {"recipe": quick("dar")} | settings
         return trainer("distilbert", "mpnet", **values).fingerprint()
@@ -159,8 +166,20 @@ def test_what_a_training_depends_on(trainer: Trained, tmp_path: Path) -> None:
         of(train_dataset=rows(45)),
         of(eval_dataset=rows(21, first=200)),
         of(target=MaxDrop(0.1)),
+        of(callbacks=[EarlyStoppingCallback(1)]),
+        of(callbacks=[EarlyStoppingCallback(2)]),
     ]
     assert len(set(changed)) == len(changed)
+
+
+def test_parts_are_found_in_another_cascade(trainer: Trained, tmp_path: Path) -> None:
+    trainer("distilbert", "mpnet", recipe=quick()).train()
+    before = {path.name for path in (tmp_path / "work" / "parts").iterdir()}
+    longer = {2: {"num_train_epochs": 1}, 3: {"num_train_epochs": 1}}
+    trainer("linear", "distilbert", "mpnet", recipe=Recipe(stage_arguments=longer)).train()
+    after = {path.name for path in (tmp_path / "work" / "parts").iterdir()}
+    assert before < after
+    assert len(after) == 3
 
 
 def test_hidden_states_where_widths_allow(trainer: Trained) -> None:
@@ -269,8 +288,42 @@ def test_what_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": "abc"}, "learning_rate is 'abc'; give a number above 0"),
+        ({"max_grad_norm": "x"}, "max_grad_norm is 'x'; give 0 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; give 1 or more"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size is 0"),
+        ({"seed": -1}, "seed is -1; give 0 or more"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "give one of group_by_length, random"),
+        ({"lr_scheduler_type": "nonsense"}, "TrainingArguments refuses"),
+        ({"report_to": "comet_ml"}, "TrainingArguments refuses"),
+        ({"per_device_train_batch_size": 1}, "a batch of 1 row cannot hold a pair"),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_arguments_that_are_refused(
+    trainer: Trained, tmp_path: Path, given: bool, arguments: dict[str, Any], message: str
+) -> None:
+    recipe = Recipe(Objective("dar"), folds=2, paired_batches=True, stage_arguments={1: arguments})
+    args = default_arguments(tmp_path / "args") if given else None
+    with pytest.raises(InputError, match=message):
+        trainer("distilbert", "mpnet", recipe=recipe, args=args)
+
+
+def test_a_launcher_of_many_processes_is_refused(
+    trainer: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="trained by one process"):
+        trainer("distilbert", "mpnet")
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"paired_batches": True}, "paired batches are for the loss 'dar'"),
+        ({"max_length": 2}, "max_length is 2"),
         ({"difficulty": "mean"}, "no aggregate is called 'mean'"),
         ({"calibration": "platt"}, "no calibration is called 'platt'"),
         ({"folds": 1}, "1 folds and 1 seeds is not possible"),
@@ -297,6 +350,36 @@ def test_stages_that_are_refused(trainer: Trained, make: Make, tmp_path: Path) -
         path.unlink()
     with pytest.raises(ArtifactError, match="mute"):
         trainer(str(mute), "mpnet")
+
+
+def test_encoders_that_are_refused(
+    trainer: Trained, encoders: dict[str, Path], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(encoders["distilbert"], tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {f"foo.{name}": tensor for name, tensor in tensors.items()},
+        other / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ArtifactError, match=r"has no fitting weights for .* would be random"):
+        trainer(str(other), "mpnet")
+    mute = Path(shutil.copytree(encoders["distilbert"], tmp_path / "mute"))
+    settings = json.loads((mute / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (mute / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ArtifactError, match="no padding token"):
+        trainer(str(mute), "mpnet")
+
+
+def test_a_multi_label_checkpoint_becomes_a_classifier(
+    trainer: Trained, encoders: dict[str, Path], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(encoders["distilbert"], tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (other / "config.json").write_text(json.dumps(config))
+    assert trainer("linear", str(other), recipe=quick()).train().labels == tuple(sorted(LABELS))
 
 
 def test_rows_in_both_splits_are_counted(trainer: Trained) -> None:
@@ -329,6 +412,8 @@ def test_classifier_with_scikit_learns_manners(encoders: dict[str, Path]) -> Non
         stages=["linear", encoders["distilbert"]], recipe=quick(), target=Speedup(1.0)
     )
     again = clone(model)
+    with pytest.raises(NotFittedError):
+        again.predict(CORPUS)
     assert again.get_params()["recipe"] == model.recipe
     labels = np.array([10, 9, 100])[np.arange(48) % 3]
     assert model.fit(np.array(TRAIN.texts), labels) is model

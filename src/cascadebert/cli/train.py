@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cascadebert.artifact import RECORD_FILE, REPORT, TRAINING, refuse_other_folder
+from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.cli.evaluate import evaluation_table
 from cascadebert.cli.tune import chosen_target
@@ -204,6 +205,10 @@ def train(
     validation = read_rows(validation_file, names, with_labels=True)
     known = sorted(set(rows.labels or ()))
     test = read_rows(test_file, names, with_labels=True, known_labels=known) if test_file else None
+    if test is not None and (test.pairs is None) != (rows.pairs is None):
+        raise InputError(
+            f"only one of {train_file} and {test_file} has second texts; give both the same columns"
+        )
     try:
         from cascadebert.training.losses import Objective
         from cascadebert.training.recipe import Recipe
@@ -260,24 +265,27 @@ def train(
             callbacks=callbacks,
             progress=progress,
         )
-        if (output / RECORD_FILE).exists():
-            if read_training(output / REPORT).get("fingerprint") != trainer.fingerprint():
-                raise InputError(
-                    f"{output}: holds a cascade that was made otherwise; name a new or empty folder"
-                )
-            remove_parts(output / TRAINING)
+        done = read_training(output / REPORT) if (output / RECORD_FILE).exists() else None
+        if done is None:
+            refuse_other_folder(output)
+            cascade = trainer.train()
+            report = trainer.report
+            write_report(output / REPORT, report)
+            cascade.save_pretrained(output)
+        elif done.get("fingerprint") == trainer.fingerprint():
             console.say(f"{output}: this training is done already")
-            return
-        refuse_other_folder(output)
-        cascade = trainer.train()
+            cascade, report = Cascade.from_pretrained(output), done
+        else:
+            raise InputError(
+                f"{output}: holds a cascade that was made otherwise; name a new or empty folder"
+            )
+    remove_parts(output / TRAINING)
     result = None
-    if test is not None:
+    if test is not None and report.get("test_rows") != test.fingerprint():
         with console.progress_bar("measuring", len(test) * (len(stage) + 1)) as count:
             result = evaluate(cascade, test, progress=count)
-    report = trainer.report | {"test": None if result is None else result.to_dict()}
-    write_report(output / REPORT, report, trainer.policy, result)
-    cascade.save_pretrained(output)
-    remove_parts(output / TRAINING)
+        report = {**report, "test_rows": test.fingerprint(), "test": result.to_dict()}
+        write_report(output / REPORT, report, trainer.policy, result)
     console.write_json(json_file, report)
     _say_result(report["tuning"], result)
     console.say(f"wrote {output}\nnext: cascadebert evaluate {output} --data OTHER_ROWS")

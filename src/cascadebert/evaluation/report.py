@@ -62,7 +62,11 @@ def _page(report: Mapping[str, Any], pictured: bool) -> str:
         "",
         "| part | seconds |",
         "|---|---|",
-        *(f"| {part['title']} | {part['seconds']:,.0f} |" for part in report["parts"]),
+        *(
+            f"| {part['title']} | {part['seconds']:,.0f}"
+            f"{' since it was taken up again' if part['resumed'] else ''} |"
+            for part in report["parts"]
+        ),
         f"| all | {sum(part['seconds'] for part in report['parts']):,.0f} |",
         "",
         f"Target: {tuning['target']['kind']} {tuning['target']['value']}, with {tuning['cost']} as "

@@ -19,7 +19,8 @@ from cascadebert.deferral.calibration import (
 from cascadebert.deferral.confidence import Floats
 from cascadebert.errors import InputError
 
-_LOG_TEMPERATURES = (-10.0, 10.0)
+# Where every row is right the likelihood has no maximum; confidences must stay apart.
+_LOG_TEMPERATURES = (-3.0, 3.0)
 
 
 def fit_calibration(kind: str, logits: ArrayLike, labels: ArrayLike) -> Calibration | None:

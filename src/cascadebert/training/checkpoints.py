@@ -45,7 +45,7 @@ def open_checkpoint(
             tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:
         raise ArtifactError(
-            f"{place}: its weights or tokenizer cannot be read ({_first_line(error)}); "
+            f"{place}: its weights or tokenizer cannot be read ({first_line(error)}); "
             "a stage needs safetensors and a tokenizer"
         ) from error
     if report["missing_keys"]:
@@ -96,7 +96,7 @@ def open_config(place: str) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(place)
     except Exception as error:
         raise ArtifactError(
-            f"{place}: not a checkpoint that transformers can open ({_first_line(error)}); "
+            f"{place}: not a checkpoint that transformers can open ({first_line(error)}); "
             "give a folder with config.json, or a hub name"
         ) from error
     if len(own_labels(config)) < 2:
@@ -181,6 +181,7 @@ def model_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return tuple(inputs)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a message of ours."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -11,11 +11,16 @@ import numpy as np
 
 from cascadebert.data import Rows, listed
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError
-from cascadebert.training.checkpoints import maximum_length, refuse_other_tokenizer
+from cascadebert.linear import feature_version
+from cascadebert.training.checkpoints import (
+    first_line,
+    maximum_length,
+    refuse_other_tokenizer,
+)
 from cascadebert.training.difficulty import refuse_small_classes
 from cascadebert.training.export import model_cost, stage_name
 from cascadebert.training.fine_tuning import label_order, open_encoder
-from cascadebert.training.linear import LINEAR
+from cascadebert.training.linear import DEFAULT_C, LINEAR
 from cascadebert.training.parts import checkpoint_fingerprint
 
 _TYPICAL_TOKENS = 32
@@ -123,16 +128,23 @@ def _open_stage(
 ) -> StageSource:
     if checkpoint == LINEAR:
         flops = 100.0 * len(labels)
-        return StageSource(number, LINEAR, LINEAR, LINEAR, flops, 1, 0, 0)
+        fingerprint = f"features {feature_version()}, C {DEFAULT_C}"
+        return StageSource(number, LINEAR, LINEAR, fingerprint, flops, 1, 0, 0)
     try:
         model, tokenizer = open_encoder(checkpoint, labels, max_length)
+    except ArtifactError:
+        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ArtifactError(
-            f"{checkpoint}: not a pre-trained encoder that can be opened ({reason}); give a folder "
-            "with config.json, safetensors and a tokenizer, or a hub name"
+            f"{checkpoint}: not a pre-trained encoder that can be opened ({first_line(error)}); "
+            "give a folder with config.json, safetensors and a tokenizer, or a hub name"
         ) from error
     refuse_other_tokenizer(tokenizer, model, checkpoint)
+    if tokenizer.pad_token is None:
+        raise ArtifactError(
+            f"{checkpoint}: its tokenizer has no padding token, so rows cannot be put into "
+            "batches; set pad_token and save it again"
+        )
     cost = model_cost(model.train(False), ("input_ids", "attention_mask"))
     return StageSource(
         number=number,

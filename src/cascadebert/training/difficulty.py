@@ -115,7 +115,6 @@ def cross_fit(
     *,
     folds: int = 3,
     seeds: Sequence[int] = (0,),
-    only: int | None = None,
 ) -> NDArray[np.bool_]:
     """Answer every row once a seed with a classifier that has not seen it.
 
@@ -125,7 +124,6 @@ def cross_fit(
             the number of the fold from 0; returns a class for each position to answer.
         folds: parts that the rows are cut into, shuffled, with like shares of every class.
         seeds: one shuffle and one set of trainings for each.
-        only: answer just this fold; the rows of the others count as right.
 
     Returns:
         Whether the answer was wrong, bool of shape (rows, seeds).
@@ -136,11 +134,15 @@ def cross_fit(
     refuse_small_classes(labels, folds, len(seeds))
     wrong = np.zeros((len(labels), len(seeds)), dtype=np.bool_)
     for column, seed in enumerate(seeds):
-        cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        for fold, (seen, unseen) in enumerate(cut.split(np.zeros(len(labels)), labels)):
-            if only in (None, fold):
-                wrong[unseen, column] = answers(seen, unseen, seed, fold) != labels[unseen]
+        for fold, (seen, unseen) in enumerate(cut(labels, folds, seed)):
+            wrong[unseen, column] = answers(seen, unseen, seed, fold) != labels[unseen]
     return wrong
+
+
+def cut(labels: NDArray[Any], folds: int, seed: int) -> list[tuple[Positions, Positions]]:
+    """For each fold the positions outside and inside it."""
+    folding = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return list(folding.split(np.zeros(len(labels)), labels))
 
 
 def refuse_small_classes(labels: NDArray[Any], folds: int, seeds: int) -> None:
@@ -149,15 +151,24 @@ def refuse_small_classes(labels: NDArray[Any], folds: int, seeds: int) -> None:
     Raises:
         InputError: fewer than two folds, no seed, or a class with fewer rows than folds.
     """
-    if folds < 2 or seeds < 1:
-        raise InputError(
-            f"difficulty with {folds} folds and {seeds} seeds is not possible; "
-            "give 2 folds or more and 1 seed or more"
-        )
+    refuse_few(folds, seeds)
     names, counts = np.unique(labels, return_counts=True)
     if counts.min() < folds:
         rare = counts.argmin()
         raise InputError(
             f"class {str(names[rare])!r} has {counts[rare]} rows, fewer than the {folds} folds "
             "that difficulty needs; add rows of it, or use fewer folds"
+        )
+
+
+def refuse_few(folds: int, seeds: int) -> None:
+    """Refuse fewer than two folds, or no seed.
+
+    Raises:
+        InputError: with what was asked for.
+    """
+    if folds < 2 or seeds < 1:
+        raise InputError(
+            f"difficulty with {folds} folds and {seeds} seeds is not possible; "
+            "give 2 folds or more and 1 seed or more"
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
@@ -28,8 +30,9 @@ from transformers import (
 )
 
 from cascadebert.data import Rows, as_rows
-from cascadebert.errors import InputError, TrainingError
+from cascadebert.errors import ArtifactError, InputError, TrainingError
 from cascadebert.training.distillation import first_token_states, refuse_other_width
+from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.logs import quiet, quiet_transformers
 from cascadebert.training.losses import Objective, stage_loss
 from cascadebert.training.outputs import Outputs, bf16_is_fast
@@ -37,6 +40,9 @@ from cascadebert.training.sampling import RowSampler
 
 Progress = Callable[[int], object]
 
+logger = logging.getLogger("cascadebert.training")
+
+_LOGGED = ("loss", "eval_loss", "eval_accuracy")
 _OWN_COLUMNS = ("row", "difficulty", "teacher_logits", "teacher_states")
 
 
@@ -53,6 +59,8 @@ def fine_tune(
     paired_batches: bool = False,
     max_length: int = 128,
     args: TrainingArguments | None = None,
+    resume: bool = False,
+    row_numbers: Sequence[int] | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
@@ -71,8 +79,9 @@ def fine_tune(
         eval_rows: held-out rows for the evaluations that ``args`` ask for.
         paired_batches: whether every batch gets rows of two difficulties.
         max_length: tokens a row is truncated at.
-        args: all of the Trainer's settings. Its checkpoints go to ``args.output_dir``, and a
-            training that was cut off goes on from the last whole one there.
+        args: all of the Trainer's settings. Its checkpoints go to ``args.output_dir``.
+        resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one.
+        row_numbers: what messages call the rows; by default their places in ``rows``.
         progress: called with the number of rows after each step.
         callbacks: passed on to the Trainer.
         arguments: single ``TrainingArguments`` in place of ``args``, over the defaults of
@@ -97,7 +106,12 @@ def fine_tune(
         if args is None:
             unsaved = {"save_strategy": "no", "logging_strategy": "no"}
             args = default_arguments(scratch, **unsaved | arguments)
-        args = with_arguments(args, remove_unused_columns=False)
+        args = copy.copy(args)
+        args.remove_unused_columns = False
+        args.restore_callback_states_from_checkpoint = True
+        if not objective.label_smoothing:
+            smoothing = args.label_smoothing_factor
+            objective = dataclasses.replace(objective, label_smoothing=smoothing)
         # The head is drawn when the model is made, before the Trainer sets its own seed.
         torch.manual_seed(args.seed)
         model, tokenizer = open_encoder(checkpoint, names, max_length)
@@ -111,14 +125,18 @@ def fine_tune(
                     model.config.hidden_size, teacher.states.shape[2], fspath(checkpoint)
                 )
                 columns["teacher_states"] = teacher.states
-        encode = _Encoder(tokenizer, names, max_length)
+        encode = Encoder(tokenizer, names, max_length)
         trainer = _StageTrainer(
             model=model,
             args=args,
-            train_dataset=encode(rows, columns),
+            train_dataset=encode(rows, columns, row_numbers),
             eval_dataset=None if eval_rows is None else encode(eval_rows, {}),
-            data_collator=_Collator(tokenizer),
-            callbacks=[*callbacks, *([_RowCount(progress, len(rows))] if progress else [])],
+            data_collator=Collator(tokenizer),
+            callbacks=[
+                *callbacks,
+                _Log(),
+                *([_RowCount(progress, len(rows))] if progress else []),
+            ],
             compute_metrics=_metrics,
         )
         trainer.objective = objective
@@ -126,9 +144,9 @@ def fine_tune(
         trainer.paired = paired_batches
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
-        checkpoints = Path(args.output_dir or "")
+        last = _last_whole_checkpoint(Path(args.output_dir or "")) if resume else None
         with quiet_transformers() if args.disable_tqdm else contextlib.nullcontext():
-            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+            trainer.train(resume_from_checkpoint=last)
     with quiet():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -152,17 +170,12 @@ def default_arguments(output_dir: str | PathLike[str], **arguments: Any) -> Trai
         "save_strategy": "steps",
         "save_steps": 0.1,
         "save_total_limit": 1,
+        "logging_steps": 0.1,
         "seed": 0,
     }
+    if arguments.get("fp16"):
+        defaults["bf16"] = False
     return TrainingArguments(**defaults | arguments)
-
-
-def with_arguments(args: TrainingArguments, **changes: Any) -> TrainingArguments:
-    """A copy of ``args`` with other values."""
-    result = copy.copy(args)
-    for name, value in changes.items():
-        setattr(result, name, value)
-    return result
 
 
 def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
@@ -184,18 +197,33 @@ def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
 def open_encoder(
     checkpoint: str | PathLike[str], names: Sequence[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder under a classification head for these labels, in fp32, and its tokenizer."""
+    """An encoder under a classification head for these labels, in fp32, and its tokenizer.
+
+    Raises:
+        ArtifactError: the encoder's own weights are missing or do not fit.
+    """
     with quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, report = AutoModelForSequenceClassification.from_pretrained(
             checkpoint,
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
+            problem_type="single_label_classification",
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             use_safetensors=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    # A new head and pooler are what a pre-trained encoder is expected to need.
+    inner = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
+    random = sorted(key for key in inner if "pooler" not in key)
+    if random:
+        raise ArtifactError(
+            f"{fspath(checkpoint)}: has no fitting weights for {', '.join(random[:3])} "
+            f"({len(random)} tensors), which would be random; give a pre-trained encoder"
+        )
     return model, tokenizer
 
 
@@ -274,9 +302,10 @@ class _StageTrainer(Trainer):
         )
         if not torch.isfinite(loss):
             rows = ", ".join(str(int(row)) for row in own["row"])
+            which = "rows" if model.training else "validation rows"
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch "
-                f"with rows {rows}; use a smaller learning rate, or fp32 in place of 16 bits"
+                f"with {which} {rows}; use a smaller learning rate, or fp32 in place of 16 bits"
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -287,12 +316,12 @@ class _StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        assert isinstance(dataset, _EncodedRows)
+        assert isinstance(dataset, EncodedRows)
         return RowSampler(
             dataset.lengths,
             self.args.train_batch_size,
             self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            by_length=self.args.train_sampling_strategy == "group_by_length",
+            order=str(self.args.train_sampling_strategy),
             difficulty=dataset.columns.get("difficulty") if self.paired else None,
         )
 
@@ -317,55 +346,18 @@ class _RowCount(TrainerCallback):
         self._told = done
 
 
-class _EncodedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, encoded: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-        self.encoded = encoded
-        self.columns = columns
-        self.lengths = [len(ids) for ids in encoded["input_ids"]]
+class _Log(TrainerCallback):
+    """Puts losses and evaluations into this package's log."""
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        values = {name: column[index] for name, column in self.encoded.items()}
-        return values | {name: column[index] for name, column in self.columns.items()}
-
-
-class _Encoder:
-    """Rows to token ids and label ids."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], max_length: int
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._ids = {name: i for i, name in enumerate(names)}
-        self._max_length = max_length
-
-    def __call__(self, rows: Rows, columns: Mapping[str, Any]) -> _EncodedRows:
-        pairs = None if rows.pairs is None else list(rows.pairs)
-        encoded = self._tokenizer(
-            list(rows.texts), pairs, truncation=True, max_length=self._max_length
-        )
-        labels = [self._ids[name] for name in rows.labels or ()]
-        return _EncodedRows(encoded, {**columns, "labels": labels, "row": range(len(rows))})
-
-
-class _Collator:
-    """Pads what the tokenizer made and stacks the other columns."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tokens = set(self._tokenizer.model_input_names)
-        batch = self._tokenizer.pad(
-            {name: [f[name] for f in features] for name in features[0] if name in tokens},
-            pad_to_multiple_of=8,
-            return_tensors="pt",
-        )
-        others = {
-            name: torch.from_numpy(np.stack([f[name] for f in features]))
-            for name in features[0]
-            if name not in tokens
-        }
-        return {**batch, **others}
+        told = {name: value for name, value in (logs or {}).items() if name in _LOGGED}
+        if told:
+            shown = ", ".join(f"{name} {float(value):.4f}" for name, value in told.items())
+            logger.info("    step %d of %d: %s", state.global_step, state.max_steps, shown)

@@ -69,6 +69,15 @@ class Objective:
             raise InputError(
                 f"class_weights is {self.class_weights!r}; give 'balanced' or a weight a class"
             )
+        if isinstance(self.class_weights, Mapping):
+            bad = {n: w for n, w in self.class_weights.items() if not 0 < w < float("inf")}
+            if bad:
+                raise InputError(f"class_weights has {bad}; give numbers above 0")
+        if self.hidden_weight and not self.needs_teacher:
+            raise InputError(
+                f"hidden_weight is {self.hidden_weight} and the loss is {self.name!r}; it is part "
+                "of 'distillation'"
+            )
         for name in ("distillation_weight", "gatekeeper_alpha", "gatekeeper_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -94,7 +103,7 @@ class Objective:
 
     def plain(self) -> Objective:
         """The objective of stages that take no part in deferral: the labels alone."""
-        return dataclasses.replace(self, name="cross_entropy")
+        return dataclasses.replace(self, name="cross_entropy", hidden_weight=0.0)
 
     def settings(self) -> dict[str, object]:
         """What of this takes effect under ``name``; the identity of a training."""

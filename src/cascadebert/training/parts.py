@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from cascadebert.artifact import file_hash, write_text
+from cascadebert.artifact import WEIGHTS_FILE, file_hash, write_text
 
 PART_FILE = "part.json"
 _WEIGHTS_AND_WORDS = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -80,11 +80,18 @@ class Parts:
         write_text(result / PART_FILE, json.dumps(asdict(part), indent=1) + "\n")
         if (scratch / "runs").is_dir():
             # What TensorBoard reads outlives the checkpoints.
-            shutil.copytree(scratch / "runs", self.folder / "runs" / target.name)
+            runs = self.folder.parent / "runs" / target.name
+            shutil.copytree(scratch / "runs", runs, dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         result.rename(target)
         shutil.rmtree(scratch)
         return target
+
+    def remove_weights(self) -> None:
+        """Remove trained stages and whatever is unfinished; answers, which are small, stay."""
+        for path in self.folder.glob("*"):
+            if path.suffix == ".unfinished" or (path / WEIGHTS_FILE).exists():
+                shutil.rmtree(path)
 
 
 def read_part(folder: Path) -> Part:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cascadebert.errors import InputError
 from cascadebert.training.calibration import refuse_unknown
-from cascadebert.training.difficulty import aggregate
+from cascadebert.training.difficulty import aggregate, refuse_few
 from cascadebert.training.losses import Objective
 
 _FEWEST_TOKENS = 3
@@ -51,8 +51,9 @@ class Recipe:
             raise InputError(
                 f"max_length is {self.max_length}; give {_FEWEST_TOKENS} tokens or more"
             )
-        if self.folds < 2 or self.difficulty_seeds < 1:
+        refuse_few(self.folds, self.difficulty_seeds)
+        if self.paired_batches and not self.objective.needs_difficulty:
             raise InputError(
-                f"difficulty with {self.folds} folds and {self.difficulty_seeds} seeds is not "
-                "possible; give 2 folds or more and 1 seed or more"
+                f"paired batches are for the loss 'dar', and the loss is {self.objective.name!r}; "
+                "leave them out"
             )

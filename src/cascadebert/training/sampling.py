@@ -11,6 +11,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cascadebert.errors import InputError
 
+ORDERS = ("group_by_length", "random", "sequential")
+
 
 class RowSampler(torch.utils.data.Sampler[int]):
     """Rows in the order of one epoch; the same seed and epoch give the same order.
@@ -19,13 +21,15 @@ class RowSampler(torch.utils.data.Sampler[int]):
         lengths: tokens of each row.
         batch_size: rows a batch.
         seed: of the order.
-        by_length: whether rows of like length come together, or all are shuffled.
+        order: "group_by_length", "random" or "sequential", as TrainingArguments'
+            train_sampling_strategy.
         difficulty: if given, every batch holds rows of two difficulties at least. Where there
             are fewer rows of one kind than batches, some come more than once an epoch; no row
             is left out.
 
     Raises:
-        InputError: pairs are asked for and there are none, or a batch has only one row.
+        InputError: no such order; or pairs are asked for and there are none, or a batch has only
+            one row.
     """
 
     def __init__(
@@ -34,13 +38,17 @@ class RowSampler(torch.utils.data.Sampler[int]):
         batch_size: int,
         seed: int = 0,
         *,
-        by_length: bool = True,
+        order: str = "group_by_length",
         difficulty: NDArray[np.float64] | None = None,
     ) -> None:
+        if order not in ORDERS:
+            raise InputError(
+                f"train_sampling_strategy is {order!r}; give one of {', '.join(ORDERS)}"
+            )
         self._lengths = list(lengths)
         self._batch_size = batch_size
         self._seed = seed
-        self._by_length = by_length
+        self._order_name = order
         self._epoch = 0
         self._groups = None if difficulty is None else _two_groups(difficulty, batch_size)
 
@@ -60,7 +68,9 @@ class RowSampler(torch.utils.data.Sampler[int]):
         return iter(self._paired(self._groups, generator))
 
     def _order(self, rows: Sequence[int], generator: torch.Generator) -> list[int]:
-        if not self._by_length or not rows:
+        if self._order_name == "sequential":
+            return list(rows)
+        if self._order_name == "random" or not rows:
             return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         lengths = [self._lengths[row] for row in rows]
         order = get_length_grouped_indices(lengths, self._batch_size, generator=generator)  # type: ignore[no-untyped-call]

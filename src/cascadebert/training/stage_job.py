@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import fspath
@@ -12,23 +13,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_callback import ExportableState
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
+from cascadebert.training.checkpoints import first_line
 from cascadebert.training.checks import StageSource
-from cascadebert.training.difficulty import Difficulty, cross_fit
-from cascadebert.training.fine_tuning import default_arguments, fine_tune, with_arguments
+from cascadebert.training.difficulty import Difficulty, cut
+from cascadebert.training.fine_tuning import default_arguments, fine_tune
 from cascadebert.training.linear import fit_linear, linear_outputs
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import Outputs, outputs_of
 from cascadebert.training.parts import Parts, fingerprint
 from cascadebert.training.recipe import Recipe
+from cascadebert.training.sampling import ORDERS
 
 DEFAULT_EPOCHS = 3.0
 
 _BASE_LEARNING_RATE, _BASE_WIDTH, _WIDTH_EXPONENT = 3e-5, 768, 1.5
 _BACKWARD = 3.0
 _LOGITS, _STATES, _ANSWERS = "logits.npy", "states.npy", "answers.npy"
+
+_ABOVE_ZERO = 1e-300
+_LEAST = {
+    "num_train_epochs": _ABOVE_ZERO,
+    "learning_rate": _ABOVE_ZERO,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+}
 
 # Arguments that say how a training is run or watched, and not what comes out of it.
 _NO_INFLUENCE = {
@@ -123,7 +140,7 @@ class StageJob:
         """The training of the stage itself."""
         return Task(
             title=f"{self.title}: training",
-            name=f"{self.source.number}-{self.source.name}",
+            name=self.source.name,
             settings=self._settings(),
             work=self._training_work(len(self._job.train)),
             make=self._train,
@@ -134,7 +151,7 @@ class StageJob:
         layers = student.state_layers
         return Task(
             title=f"{self.title}: answering the training rows",
-            name=f"{self.source.number}-{self.source.name}-answers",
+            name=f"{self.source.name}-answers",
             settings={"stage": self._settings(), "layers": layers},
             work=self.source.flops * len(self._job.train),
             make=lambda result, _scratch, advance: self._answer(layers, result, advance),
@@ -170,17 +187,31 @@ class StageJob:
         Raises:
             InputError: with the reason.
         """
-        own = dict(self._own_arguments())
         try:
             arguments = self._arguments(Path())
-        except (TypeError, ValueError, ImportError) as error:
+            reporters = get_reporting_integration_callbacks(arguments.report_to)  # type: ignore[no-untyped-call]
+            for reporter in reporters:
+                reporter()
+        except (TypeError, ValueError, ImportError, RuntimeError) as error:
             raise InputError(
-                f"{self.title}: TrainingArguments refuses {own} ({error}); mend them"
+                f"{self.title}: TrainingArguments refuses {dict(self._own_arguments())} "
+                f"({first_line(error)}); mend them"
             ) from None
-        for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size"):
+        for name, least in _LEAST.items():
             value = getattr(arguments, name)
-            if not 0 < value < float("inf"):
-                raise InputError(f"{self.title}: {name} is {value}; give a number above 0")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and least <= value < float("inf")):
+                what = "a number above 0" if least == _ABOVE_ZERO else f"{least} or more"
+                raise InputError(f"{self.title}: {name} is {value!r}; give {what}")
+        if str(arguments.train_sampling_strategy) not in ORDERS:
+            raise InputError(
+                f"{self.title}: train_sampling_strategy is {arguments.train_sampling_strategy!r}; "
+                f"give one of {', '.join(ORDERS)}"
+            )
+        if self._job.recipe.paired_batches and arguments.per_device_train_batch_size == 1:
+            raise InputError(
+                f"{self.title}: a batch of 1 row cannot hold a pair; use batches of 2 rows or more"
+            )
 
     # What the results depend on
 
@@ -204,6 +235,19 @@ class StageJob:
             "checkpoint": self.source.fingerprint,
             "max_length": self.source.max_length,
             "arguments": {k: v for k, v in values.items() if k not in _NO_INFLUENCE},
+            **self._selection(values),
+        }
+
+    def _selection(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides which of a training's checkpoints is kept, where one is chosen."""
+        # A callback with a state may stop a training; the others are taken to watch it.
+        stopping = [c for c in self._job.callbacks if isinstance(c, ExportableState)]
+        if self.source.is_linear or not (stopping or arguments["load_best_model_at_end"]):
+            return {}
+        return {
+            "validation": self._job.validation.fingerprint(),
+            "saving": [arguments["save_strategy"], arguments["save_steps"]],
+            "callbacks": [[type(c).__qualname__, c.state()["args"]] for c in stopping],
         }
 
     def _arguments(self, output: Path) -> TrainingArguments:
@@ -211,7 +255,9 @@ class StageJob:
             return default_arguments(output)
         own = self._own_arguments()
         if self._job.args is not None:
-            return with_arguments(self._job.args, output_dir=fspath(output), **own)
+            given = dataclasses.replace(self._job.args, **own) if own else copy.copy(self._job.args)
+            given.output_dir = fspath(output)
+            return given
         rate = _BASE_LEARNING_RATE * (_BASE_WIDTH / self.source.width) ** _WIDTH_EXPONENT
         defaults = {"num_train_epochs": DEFAULT_EPOCHS, "learning_rate": rate}
         return default_arguments(output, **defaults | dict(own))
@@ -254,6 +300,7 @@ class StageJob:
         advance: Advance,
         *,
         objective: Objective,
+        seed: int = 0,
         **settings: Any,
     ) -> None:
         labels = self._job.labels
@@ -261,6 +308,7 @@ class StageJob:
             fit_linear(rows, output, labels=labels, class_weights=objective.class_weights)
             return
         arguments = self._arguments(scratch)
+        arguments.seed += seed
         fine_tune(
             self.source.checkpoint,
             rows,
@@ -270,9 +318,13 @@ class StageJob:
             eval_rows=self._job.validation,
             max_length=self.source.max_length,
             args=arguments,
+            resume=True,
             progress=_shares(advance, len(rows) * arguments.num_train_epochs),
-            # They may keep a state, which must not go from one training to the next.
-            callbacks=copy.deepcopy(list(self._job.callbacks)),
+            # A state, such as of early stopping, must not go from one training to the next.
+            callbacks=[
+                copy.deepcopy(callback) if isinstance(callback, ExportableState) else callback
+                for callback in self._job.callbacks
+            ],
             **settings,
         )
 
@@ -295,27 +347,25 @@ class StageJob:
         settings = {"objective": objective.settings(), "folds": recipe.folds}
 
         def make(result: Path, scratch: Path, advance: Advance) -> None:
-            def answers(
-                seen: NDArray[np.int64], unseen: NDArray[np.int64], _seed: int, _fold: int
-            ) -> NDArray[np.int64]:
-                self._fit(
-                    self._job.train.take(seen),
-                    scratch / "copy",
-                    scratch,
-                    advance,
-                    objective=objective,
-                )
-                out = self._outputs(scratch / "copy", self._job.train.take(unseen))
-                found: NDArray[np.int64] = out.logits.argmax(axis=1)
-                np.save(result / _ANSWERS, np.stack([unseen, found]))
-                return found
-
-            cross_fit(self._label_ids(), answers, folds=recipe.folds, seeds=[seed], only=fold)
+            rows = self._job.train
+            seen, unseen = cut(self._label_ids(), recipe.folds, seed)[fold]
+            copied = scratch / "copy"
+            self._fit(
+                rows.take(seen),
+                copied,
+                scratch,
+                advance,
+                objective=objective,
+                seed=seed,
+                row_numbers=seen.tolist(),
+            )
+            found = self._outputs(copied, rows.take(unseen)).logits.argmax(axis=1)
+            np.save(result / _ANSWERS, np.stack([unseen, found]))
 
         return Task(
             title=f"{self.title}: difficulty, fold {fold + 1} of {recipe.folds}, "
             f"seed {seed + 1} of {recipe.difficulty_seeds}",
-            name=f"{self.source.number}-{self.source.name}-fold-{seed}-{fold}",
+            name=f"{self.source.name}-fold-{seed}-{fold}",
             settings=self._base_settings() | settings | {"fold_seed": seed, "fold": fold},
             work=self._training_work(round(len(self._job.train) * (1 - 1 / recipe.folds))),
             make=make,

@@ -8,7 +8,7 @@ all that it depends on, so that a training which is cut off goes on where it was
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from cascadebert.cascade import COSTS, Cascade
 from cascadebert.data import as_rows
 from cascadebert.deferral.targets import MaxDrop, Target
 from cascadebert.deferral.thresholds import Policy
-from cascadebert.errors import InputError
+from cascadebert.errors import CascadeError, InputError
 from cascadebert.training.checks import checked_rows, checked_stages
 from cascadebert.training.difficulty import Difficulty
 from cascadebert.training.distillation import refuse_other_width
@@ -55,7 +55,9 @@ class CascadeTrainer:
         cost: "seconds", "flops" or "layers", as in :meth:`Cascade.tune`.
         output_dir: where finished parts, difficulties and the log are kept; by default
             ``args.output_dir``, or "cascadebert_output".
-        callbacks: for transformers' Trainer, of every stage.
+        callbacks: for transformers' Trainer, of every stage. Those with a state to be saved
+            (``ExportableState``, such as early stopping) are copied for each, and count among
+            what a stage depends on; the others are taken to watch only.
         progress: called with what is being done and the share of the whole that is done.
 
     Attributes:
@@ -88,6 +90,12 @@ class CascadeTrainer:
             raise InputError(
                 "training needs rows to train on and other rows to calibrate and tune on; "
                 "give train_dataset and eval_dataset"
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a cascade is trained by one process, "
+                "which uses all the GPUs that it sees; start it without torchrun or accelerate "
+                "launch"
             )
         if cost not in COSTS:
             raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
@@ -192,7 +200,11 @@ class CascadeTrainer:
         def make(result: Path, scratch: Path) -> None:
             task.make(result, scratch, advance)
 
-        folder = self._parts.run(task.name, task.settings, make)
+        try:
+            folder = self._parts.run(task.name, task.settings, make)
+        except CascadeError as error:
+            logger.error("%s", error)
+            raise type(error)(f"{task.title}: {error}") from None
         return read_part(folder).seconds
 
     def _tell(self, what: str, share: float) -> None:
@@ -205,7 +217,7 @@ class CascadeTrainer:
         for stage in self._smaller:
             difficulty = stage.difficulty()
             self.difficulties[stage.source.number] = difficulty
-            name = f"{stage.source.number}-{stage.source.name}"
+            name = f"{stage.source.name}-{difficulty.fingerprint[:16]}"
             difficulty.save(self._folder / DIFFICULTY / name, self._job.train)
             share = 100 * difficulty.wrong.mean()
             logger.info("%s: wrong on %.1f %% of the rows it had not seen", stage.title, share)
@@ -258,8 +270,8 @@ class CascadeTrainer:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the weights of finished and unfinished parts; the log and difficulties stay."""
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    """Remove trained stages and whatever is unfinished; logs, answers and difficulties stay."""
+    Parts(folder / PARTS).remove_weights()
 
 
 @contextmanager
