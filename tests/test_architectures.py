@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert import Cascade, Rows
 from cascadebert.deferral.confidence import confidence_score, max_probability_log_odds
-from cascadebert.deferral.thresholds import exit_stages
+from cascadebert.deferral.search import exit_stages
 from conftest import ARCHITECTURES, CORPUS, LABELS
 
 TEXTS = [*CORPUS, "good", "an unseen wörd 🎬 here", "a much longer row than any other " * 8]

@@ -26,8 +26,9 @@ from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.calibration import Calibration
 from cascadebert.deferral.confidence import confidence_score, softmax
 from cascadebert.deferral.cost import NEVER_EXIT
+from cascadebert.deferral.search import ALWAYS_EXIT
 from cascadebert.deferral.targets import Target
-from cascadebert.deferral.thresholds import ALWAYS_EXIT, Policy, choose_thresholds
+from cascadebert.deferral.thresholds import Policy, choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.stage import load_stage

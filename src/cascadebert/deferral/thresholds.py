@@ -1,48 +1,59 @@
-"""Choosing one threshold a stage, so that a target is met on held-out rows.
+"""Choosing one threshold a stage, so that a target is met, and promising that it is.
 
-Every stage has run on every row, so any vector of thresholds can be replayed exactly. The
-best vectors lie on the frontier of accuracy against cost. They are found by coordinate
-ascent on accuracy - price * cost for a range of prices: with all other thresholds fixed, one
-pass over the rows sorted by score gives the exact optimum of one threshold. The target then
-picks from the frontier, and the same exact passes close the gap to it.
+Every stage has run on every held-out row, so any vector of thresholds can be replayed exactly
+(:mod:`cascadebert.deferral.search`). Without a promise the vector is the one that serves the
+target best on these rows. With one, some of the rows propose and the others certify
+(:mod:`cascadebert.deferral.certificate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascadebert.deferral.certificate import (
+    CERTIFIED,
+    DO_NOT_CASCADE,
+    NOT_CERTIFIED,
+    Certificate,
+    rows_needed,
+    split_rows,
+    walk,
+)
 from cascadebert.deferral.confidence import DEFAULT_SCORE, ConfidenceScore, Floats, confidence_score
-from cascadebert.deferral.cost import NEVER_EXIT, row_costs, runs_stage
-from cascadebert.deferral.targets import OperatingPoint, Target
+from cascadebert.deferral.cost import NEVER_EXIT
+from cascadebert.deferral.search import Replay, exit_stages, frontier, polish
+from cascadebert.deferral.targets import OperatingPoint, Outcome, Target
 from cascadebert.errors import InputError, TargetError
 
-ALWAYS_EXIT = 0.0
-_PRICES = np.geomspace(1e-3, 10, 41)
-_MOST_ROUNDS = 20
 _SUM_TOLERANCE = 1e-3
+_MOST_PROPOSALS = 60
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Thresholds with what they gave on the rows that they were chosen on.
+    """Thresholds, what they gave on held-out rows, and what is promised of them.
 
-    The figures are estimates on those very rows: no probability is claimed for other rows.
+    With a certificate the figures are of the rows that certify; without one they are of all
+    rows, the very ones that the thresholds were chosen on.
 
     Attributes:
         thresholds: one a stage but the last, on the scale of the score (0 to 1): a row exits
             where its confidence is above it. 1 and more mean that the stage is not run.
         score: name of the confidence score.
         target: what was asked for.
-        rows: how many rows they were chosen on.
-        accuracy, reference_accuracy: of the cascade and of the last stage alone.
+        rows: how many rows the figures are of.
+        accuracy, reference_accuracy: of the cascade and of the last stage alone; for a target on
+            agreement, the agreement with the last stage, and 1.
         cost, reference_cost: mean of a row, in the unit of the costs.
         exit_fractions: share of the rows that exits at each stage.
-        frontier: the operating points that no other beats in accuracy and cost, by cost.
+        frontier: the operating points that no other beats, by cost, on the rows that propose.
+        certificate: the promise; None where none was asked for.
     """
 
     thresholds: tuple[float, ...]
@@ -55,6 +66,7 @@ class Policy:
     reference_cost: float
     exit_fractions: tuple[float, ...]
     frontier: tuple[OperatingPoint, ...]
+    certificate: Certificate | None = None
 
     @property
     def speedup(self) -> float:
@@ -100,79 +112,188 @@ class Policy:
         return np.take_along_axis(classes, stage[:, None] - 1, axis=1)[:, 0], stage
 
 
-def exit_stages(
-    scores: Floats, thresholds: Sequence[float], score: ConfidenceScore
-) -> NDArray[np.int64]:
-    """The first stage whose score is above its threshold, counted from 1; else the last.
-
-    Args:
-        scores: one row of scores a stage but the last, shape (stages - 1, rows).
-        thresholds: one a stage but the last, on the shown scale.
-        score: the confidence score that the scores are of.
-
-    Returns:
-        int64 of shape (rows,).
-    """
-    limits = score.compared(np.asarray(thresholds, dtype=np.float64))
-    last = np.ones((1, scores.shape[1]), dtype=np.bool_)
-    stage: NDArray[np.int64] = np.vstack([scores > limits[:, None], last]).argmax(axis=0) + 1
-    return stage
-
-
 def choose_thresholds(
     probabilities: Sequence[ArrayLike],
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     costs: ArrayLike,
     target: Target,
+    confidence: float | None = 0.95,
+    seed: int = 0,
     *,
+    groups: ArrayLike | None = None,
     score: str = DEFAULT_SCORE,
 ) -> Policy:
-    """The thresholds that serve a target best on these rows.
+    """The thresholds that serve a target best, and the promise that can be made of them.
 
     Bring your own stages: nothing is asked of them but their probabilities.
 
     Args:
         probabilities: one array (rows, classes) a stage, small to large.
-        labels: class index of each row, integers of shape (rows,).
+        labels: class index of each row, integers of shape (rows,); None for a target that needs
+            no labels.
         costs: seconds (or any other cost) of one row in each stage, shape (stages,), or of
             each row in each stage, shape (rows, stages).
-        target: :class:`~cascadebert.MaxDrop` or :class:`~cascadebert.Speedup`.
+        target: what is wanted, see :mod:`cascadebert.deferral.targets`.
+        confidence: 1 minus the chance that a promise is made which does not hold for rows drawn
+            as these were. None asks for no promise, and for the best thresholds on these rows.
+        seed: of the draw of the rows that propose.
+        groups: group of each row, shape (rows,), if some belong together; a group is not parted.
         score: name of the confidence score.
 
     Raises:
-        InputError: arrays that do not fit together or are not finite.
-        TargetError: no thresholds meet the target.
+        InputError: arrays that do not fit together or are not finite, or too few rows.
+        TargetError: no promise is asked for, and no thresholds meet the target on these rows.
     """
+    if confidence is not None and not 0 < confidence < 1:
+        raise InputError(f"a confidence of {confidence} is not between 0 and 1; 0.95 means 95 %")
+    replay = _replay(probabilities, labels, costs, target, confidence_score(score))
+    if confidence is None:
+        best, points = _propose(replay, target)
+        _refuse_out_of_reach(replay, best, points[0], target)
+        return _policy(replay, best.thresholds, points, target, None)
+    proposing, certifying = split_rows(len(replay.costs), groups, seed)
+    best, points = _propose(replay.take(proposing), target)
+    rest = replay.take(certifying)
+    path = _path(best, points, target)
+    passed = walk(path, lambda at: _p_value(rest, at, target), 1 - confidence)
+    chosen = path[len(passed) - 1] if passed else path[0]
+    verdict = _verdict(chosen, best.thresholds, bool(passed))
+    outcome = _outcome(rest, chosen)
+    more = None
+    if verdict == NOT_CERTIFIED:
+        wanted = _outcome(rest, best.thresholds)
+        needed = rows_needed(target.losses(wanted), target.limit, 1 - confidence)
+        if needed is not None:
+            # Only a part of the rows certifies.
+            whole = math.ceil(needed * len(replay.costs) / len(certifying))
+            more = max(whole - len(replay.costs), 1)
+    certificate = Certificate(
+        target=type(target).__name__,
+        value=target.value,
+        promise=str(target),
+        confidence=confidence,
+        verdict=verdict,
+        rows_proposing=len(proposing),
+        rows_certifying=len(certifying),
+        observed=target.observed(outcome),
+        p_value=passed[-1] if passed else _p_value(rest, chosen, target),
+        more_rows=more,
+    )
+    return _policy(rest, chosen, points, target, certificate)
+
+
+def _replay(
+    probabilities: Sequence[ArrayLike],
+    labels: ArrayLike | None,
+    costs: ArrayLike,
+    target: Target,
+    score: ConfidenceScore,
+) -> Replay:
     stages = _checked_probabilities(probabilities)
-    truth = _checked_labels(labels, *stages[0].shape)
+    if target.needs_labels:
+        if labels is None:
+            raise InputError(f"{type(target).__name__} needs the labels of the rows; give them")
+        truth = _checked_labels(labels, *stages[0].shape)
+    else:
+        truth = stages[-1].argmax(axis=1)
     table = _checked_costs(costs, len(truth), len(stages))
-    confidence = confidence_score(score)
     correct = np.stack([p.argmax(axis=1) == truth for p in stages])
-    replay = _Replay(_scores(stages, confidence), correct, table, confidence)
-    reference = replay.point((NEVER_EXIT,) * (len(stages) - 1))
-    frontier = _frontier(replay, reference.cost)
-    best = min(frontier, key=lambda point: target.rank(point, reference))
-    best = _polish(replay, best, lambda point: target.rank(point, reference))
+    return Replay(_scores(stages, score), correct, table, score)
+
+
+def _propose(replay: Replay, target: Target) -> tuple[OperatingPoint, list[OperatingPoint]]:
+    """The best point on these rows, and the frontier."""
+    reference = replay.point(_never(replay))
+    points = frontier(replay, reference.cost)
+    best = min(points, key=lambda point: target.rank(point, reference))
+    best = polish(replay, best, lambda point: target.rank(point, reference))
+    return best, points
+
+
+def _refuse_out_of_reach(
+    replay: Replay, best: OperatingPoint, cheapest: OperatingPoint, target: Target
+) -> None:
+    reference = replay.point(_never(replay))
     if target.rank(best, reference)[0]:
-        cheapest = frontier[0]
         raise TargetError(
             f"{target} is out of reach on these rows: the cheapest way through the stages has a "
             f"speed-up of {reference.cost / cheapest.cost:.2f}, with accuracy "
             f"{cheapest.accuracy:.4f} against {reference.accuracy:.4f}; "
             "ask for less or add a smaller stage"
         )
-    exits = exit_stages(replay.scores, best.thresholds, confidence)
+
+
+def _path(
+    best: OperatingPoint, points: Sequence[OperatingPoint], target: Target
+) -> list[tuple[float, ...]]:
+    """Thresholds from those that keep the promise best to those that serve the user best."""
+    by_cost = sorted({*points, best}, key=lambda point: point.cost, reverse=not target.limits_cost)
+    steps = np.linspace(0, len(by_cost) - 1, min(_MOST_PROPOSALS, len(by_cost)))
+    kept = {by_cost[round(step)] for step in steps} | {best}
+    path = [point.thresholds for point in by_cost if point in kept]
+    if target.limits_cost:
+        return path
+    never = (NEVER_EXIT,) * len(best.thresholds)
+    return [never, *(thresholds for thresholds in path if thresholds != never)]
+
+
+def _outcome(replay: Replay, thresholds: tuple[float, ...]) -> Outcome:
+    right, cost = replay.outcome(thresholds)
+    return Outcome(
+        right=right,
+        reference_right=replay.correct[-1],
+        cost=cost,
+        reference_cost=replay.costs[:, -1],
+        highest_cost=float(replay.costs.sum(axis=1).max()),
+    )
+
+
+def _p_value(replay: Replay, thresholds: tuple[float, ...], target: Target) -> float:
+    # The last stage alone loses nothing against itself, whatever the rows.
+    if target.against_reference and thresholds == _never(replay):
+        return 0.0
+    return target.p_value(_outcome(replay, thresholds))
+
+
+def _verdict(chosen: tuple[float, ...], best: tuple[float, ...], passed: bool) -> str:
+    never = all(threshold >= NEVER_EXIT for threshold in chosen)
+    if not passed or (never and not _is_single(best)):
+        return NOT_CERTIFIED
+    return DO_NOT_CASCADE if _is_single(chosen) else CERTIFIED
+
+
+def _is_single(thresholds: tuple[float, ...]) -> bool:
+    """Whether one stage answers every row."""
+    runs = [threshold for threshold in thresholds if threshold < NEVER_EXIT]
+    return not runs or runs[0] <= 0
+
+
+def _never(replay: Replay) -> tuple[float, ...]:
+    return (NEVER_EXIT,) * len(replay.scores)
+
+
+def _policy(
+    replay: Replay,
+    thresholds: tuple[float, ...],
+    points: Sequence[OperatingPoint],
+    target: Target,
+    certificate: Certificate | None,
+) -> Policy:
+    point, reference = replay.point(thresholds), replay.point(_never(replay))
+    exits = exit_stages(replay.scores, thresholds, replay.score)
+    shares = np.bincount(exits - 1, minlength=len(replay.correct)) / len(replay.costs)
     return Policy(
-        thresholds=best.thresholds,
-        score=score,
+        thresholds=thresholds,
+        score=replay.score.name,
         target=target,
-        rows=len(truth),
-        accuracy=best.accuracy,
+        rows=len(replay.costs),
+        accuracy=point.accuracy,
         reference_accuracy=reference.accuracy,
-        cost=best.cost,
+        cost=point.cost,
         reference_cost=reference.cost,
-        exit_fractions=tuple((np.bincount(exits - 1, minlength=len(stages)) / len(truth)).tolist()),
-        frontier=tuple(frontier),
+        exit_fractions=tuple(shares.tolist()),
+        frontier=tuple(points),
+        certificate=certificate,
     )
 
 
@@ -224,150 +345,3 @@ def _scores(stages: Sequence[Floats], score: ConfidenceScore) -> Floats:
     with np.errstate(divide="ignore"):
         rows = [score.score(np.log(p)) for p in stages[:-1]]
     return np.array(rows).reshape(len(rows), len(stages[0]))
-
-
-class _Replay:
-    """All outcomes of all stages on the held-out rows, to try thresholds on.
-
-    Attributes:
-        scores: shape (stages - 1, rows). correct: shape (stages, rows).
-        costs: shape (rows, stages).
-    """
-
-    def __init__(
-        self, scores: Floats, correct: NDArray[np.bool_], costs: Floats, score: ConfidenceScore
-    ) -> None:
-        self.scores = scores
-        self.correct = correct
-        self.costs = costs
-        self._score = score
-        self._descending = [np.argsort(-row, kind="stable") for row in scores]
-
-    def outcome(
-        self, thresholds: Sequence[float], first: int = 0
-    ) -> tuple[NDArray[np.bool_], Floats]:
-        """Of each row: whether the answer is right and what it costs, from stage ``first`` on."""
-        stage = exit_stages(self.scores[first:], thresholds[first:], self._score)
-        runs = runs_stage(thresholds[first:])
-        right: NDArray[np.bool_] = np.take_along_axis(
-            self.correct[first:], stage[None] - 1, axis=0
-        )[0]
-        return right, row_costs(stage, self.costs[:, first:], runs)
-
-    def point(self, thresholds: tuple[float, ...]) -> OperatingPoint:
-        right, cost = self.outcome(thresholds)
-        return OperatingPoint(thresholds, float(right.mean()), float(cost.mean()))
-
-    def sweep(self, thresholds: tuple[float, ...], k: int) -> tuple[Floats, Floats, Floats]:
-        """Every choice of threshold ``k`` (from 0) that makes a difference, all others fixed.
-
-        Returns:
-            Thresholds, accuracies and mean costs, each of shape (choices,).
-        """
-        reached = exit_stages(self.scores[:k], thresholds[:k], self._score) > k
-        order = self._descending[k][reached[self._descending[k]]]
-        right, cost = self.outcome(thresholds)
-        right_later, cost_later = self.outcome(thresholds, first=k + 1)
-        spent = row_costs(
-            np.full(len(order), k + 1), self.costs[order, : k + 1], runs_stage(thresholds[:k])
-        )
-        own = self.costs[order, k]
-
-        def totals(exiting: Floats, deferred: Floats, rest: float) -> Floats:
-            """Mean over all rows, for 0, 1, 2, ... exits in the order of the scores."""
-            gain: Floats = np.concatenate([[0.0], np.cumsum(exiting - deferred)])
-            mean: Floats = (rest + deferred.sum() + gain) / len(reached)
-            return mean
-
-        accuracy = totals(
-            self.correct[k][order].astype(np.float64),
-            right_later[order].astype(np.float64),
-            float(right[~reached].sum()),
-        )
-        mean_cost = totals(spent, spent + cost_later[order], float(cost[~reached].sum()))
-        # With no exits the stage is not run at all.
-        mean_cost[0] -= own.sum() / len(reached)
-        limits, valid = self._cuts(self.scores[k][order])
-        return limits[valid], accuracy[valid], mean_cost[valid]
-
-    def _cuts(self, descending: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Thresholds between neighbouring scores, and whether each really parts them."""
-        above, below = descending[:-1], descending[1:]
-        # A score of given probabilities may be infinite: exactly 1 and 0.
-        gap = np.where(np.isinf(above), 2.0, above - np.where(np.isinf(below), 0.0, below))
-        between = self._score.shown(below + gap / 2)
-        compared = self._score.compared(between)
-        parts = (below <= compared) & (compared < above) & (between < NEVER_EXIT)
-        if not len(descending):
-            return np.array([NEVER_EXIT]), np.array([True])
-        limits = np.concatenate([[NEVER_EXIT], between, [ALWAYS_EXIT]])
-        return limits, np.concatenate([[True], parts, [True]])
-
-
-def _frontier(replay: _Replay, unit: float) -> list[OperatingPoint]:
-    """The operating points found that no other beats, by rising cost."""
-    stages = len(replay.scores)
-    safest, cheapest = (NEVER_EXIT,) * stages, (ALWAYS_EXIT,) * stages
-    visited = {safest, cheapest}
-    for start, prices in ((safest, _PRICES), (cheapest, _PRICES[::-1])):
-        thresholds = start
-        for price in prices:
-            thresholds = _ascend(replay, thresholds, price / unit)
-            visited.add(thresholds)
-    points = [replay.point(thresholds) for thresholds in visited]
-    for thresholds in visited:
-        for k in range(stages):
-            points.extend(_best_nearby(replay, thresholds, k))
-    keep = _undominated(
-        np.array([point.accuracy for point in points]), np.array([point.cost for point in points])
-    )
-    return [points[i] for i in keep]
-
-
-def _best_nearby(replay: _Replay, thresholds: tuple[float, ...], k: int) -> list[OperatingPoint]:
-    """The choices of threshold ``k`` that no other choice beats."""
-    limits, accuracies, costs = replay.sweep(thresholds, k)
-    return [
-        OperatingPoint(
-            (*thresholds[:k], float(limits[i]), *thresholds[k + 1 :]),
-            float(accuracies[i]),
-            float(costs[i]),
-        )
-        for i in _undominated(accuracies, costs)
-    ]
-
-
-def _undominated(accuracies: Floats, costs: Floats) -> NDArray[np.int64]:
-    """Positions of the points that no other beats, by rising cost."""
-    order = np.lexsort((-accuracies, costs))
-    best_so_far = np.maximum.accumulate(accuracies[order])
-    return order[np.diff(best_so_far, prepend=-np.inf) > 0]
-
-
-def _ascend(replay: _Replay, thresholds: tuple[float, ...], price: float) -> tuple[float, ...]:
-    """Climb accuracy - price * cost, one threshold at a time, the last stage's first."""
-    for _ in range(_MOST_ROUNDS):
-        previous = thresholds
-        for k in reversed(range(len(thresholds))):
-            limits, accuracies, costs = replay.sweep(thresholds, k)
-            choice = float(limits[np.argmax(accuracies - price * costs)])
-            thresholds = (*thresholds[:k], choice, *thresholds[k + 1 :])
-        if thresholds == previous:
-            break
-    return thresholds
-
-
-def _polish(
-    replay: _Replay, best: OperatingPoint, rank: Callable[[OperatingPoint], tuple[float, ...]]
-) -> OperatingPoint:
-    """Move one threshold at a time as long as that ranks better."""
-    best = replay.point(best.thresholds)
-    improved = True
-    while improved:
-        improved = False
-        for k in range(len(best.thresholds)):
-            nearby = min(_best_nearby(replay, best.thresholds, k), key=rank)
-            candidate = replay.point(nearby.thresholds)
-            if rank(candidate) < rank(best):
-                best, improved = candidate, True
-    return best
