@@ -27,7 +27,8 @@ def run(task: str) -> dict[str, Any]:
     folder = common.CHECKPOINTS / task / "cascade"
     cascade = Cascade.from_stages(checkpoints)
     data = common.data_folder(task)
-    policy = cascade.tune(read_rows(data / "validation.jsonl", with_labels=True), TARGET)
+    validation = read_rows(data / "validation.jsonl", with_labels=True)
+    policy = cascade.tune(validation, TARGET, confidence=None)
     cascade.save_pretrained(folder)
     cascade = Cascade.from_pretrained(folder)
     rows = read_rows(data / "test.jsonl", with_labels=True, known_labels=cascade.labels)

@@ -157,7 +157,7 @@ def cascade_figures(
         for split in truth
     }
     policy = choose_thresholds(
-        probabilities["validation"], truth["validation"], costs["validation"], Speedup(target)
+        probabilities["validation"], truth["validation"], costs["validation"], Speedup(target), None
     )
     classes, stage = policy.apply(probabilities["test"])
     reference = probabilities["test"][-1].argmax(axis=1) == truth["test"]

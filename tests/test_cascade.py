@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cascadebert import Cascade, MaxDrop, Rows, Speedup
+from cascadebert import Cascade, MaxDrop, MinAgreement, Rows, Speedup
 from cascadebert.cascade import Prediction
 from cascadebert.deferral.confidence import max_probability_log_odds, softmax
 from cascadebert.errors import CascadeWarning, InputError, TargetError
@@ -132,7 +133,10 @@ def test_one_stage_is_a_cascade(make: Any) -> None:
     single = Cascade.from_stages([make("only")])
     out = single.predict(VARIED)
     assert set(out.stage) == {1}
-    assert single.tune(Rows(VARIED, None, out.labels.tolist()), MaxDrop(0)).thresholds == ()
+    assert (
+        single.tune(Rows(VARIED, None, out.labels.tolist()), MaxDrop(0), confidence=None).thresholds
+        == ()
+    )
     assert set(single.predict(VARIED).stage) == {1}
 
 
@@ -198,7 +202,7 @@ def test_tables_are_not_taken_for_their_column_names(cascade: Cascade) -> None:
 def test_arrays_and_integers_as_labels(saved: Any) -> None:
     fresh = Cascade.from_pretrained(saved)
     out = fresh.predict(np.array(VARIED), np.array(VARIED[::-1]))
-    fresh.tune(Rows(VARIED, None, out.labels), MaxDrop(0.9), cost="flops")
+    fresh.tune(Rows(VARIED, None, out.labels), MaxDrop(0.9), confidence=None, cost="flops")
     assert Rows(["a", "b"], None, np.array([0, 1])).labels == ["0", "1"]
     with pytest.raises(InputError, match=r"row 1: 'label' is 1.5"):
         Rows(["a", "b"], None, [0, 1.5])
@@ -243,7 +247,7 @@ def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
     fresh = Cascade.from_pretrained(saved)
     answers = [fresh.alone(number).predict(VARIED).labels for number in (1, 2, 3)]
     truth = [str(answers[i % 3][i]) for i in range(len(VARIED))]
-    policy = fresh.tune(Rows(VARIED, None, truth), Speedup(1.2), cost=cost)
+    policy = fresh.tune(Rows(VARIED, None, truth), Speedup(1.2), confidence=None, cost=cost)
     assert policy.speedup >= 1.2 - 1e-9
     out = fresh.predict(VARIED)
     assert fresh.thresholds == policy.thresholds
@@ -257,8 +261,8 @@ def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
 def test_impossible_target_leaves_the_thresholds(saved: Any) -> None:
     fresh = Cascade.from_pretrained(saved)
     rows = Rows(VARIED, None, fresh.predict(VARIED).labels.tolist())
-    with pytest.raises(TargetError, match=r"Speedup\(value=1000\) is out of reach"):
-        fresh.tune(rows, Speedup(1000), cost="flops")
+    with pytest.raises(TargetError, match=r"a speed-up of at least 1000 is out of reach"):
+        fresh.tune(rows, Speedup(1000), confidence=None, cost="flops")
     assert fresh.thresholds == (0.8, 0.8)
 
 
@@ -268,9 +272,31 @@ def test_tuning_warns_of_a_stage_worse_than_chance(saved: Any) -> None:
     turn = dict(zip(fresh.labels, fresh.labels[1:] + fresh.labels[:1], strict=True))
     wrong = Rows(VARIED, None, [turn[label] for label in answers])
     with pytest.warns(CascadeWarning, match="less than chance"):
-        fresh.tune(wrong, MaxDrop(0.5), cost="flops")
+        fresh.tune(wrong, MaxDrop(0.5), confidence=None, cost="flops")
 
 
 def test_label_the_cascade_does_not_know(cascade: Cascade) -> None:
     with pytest.raises(InputError, match="row 1: label 'awful' is not one that the cascade knows"):
-        cascade.tune(Rows(["a", "b"], None, ["bad", "awful"]), MaxDrop(0.1))
+        cascade.tune(Rows(["a", "b"], None, ["bad", "awful"]), MaxDrop(0.1), confidence=None)
+
+
+def test_tuned_with_a_promise_that_is_saved(saved: Path, tmp_path: Path) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    texts = [f"{text} {i}" for i, text in enumerate(VARIED * 12)]
+    policy = fresh.tune(Rows(texts), MinAgreement(0.3), 0.9, cost="flops")
+    assert policy.certificate is not None
+    assert fresh.certificate == policy.certificate
+    again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
+    assert again.certificate == policy.certificate
+    assert again.thresholds == policy.thresholds
+    card = (tmp_path / "cascade" / "README.md").read_text(encoding="utf-8")
+    assert policy.certificate.words() in card
+    # Other thresholds are not what was promised.
+    again.thresholds = (0.5, 0.5)
+    assert again.certificate is None
+
+
+def test_rows_of_the_same_texts_are_one_group(saved: Path) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    with pytest.raises(InputError, match="10 groups of rows are too few"):
+        fresh.tune(Rows(VARIED[:10] * 50), MinAgreement(0.3), cost="flops")

@@ -22,10 +22,9 @@ def test_python_of_the_readme(
     make("small", architecture="distilbert")
     make("large", seed=1)
     rows = [{"text": text, "label": LABELS[i % 3]} for i, text in enumerate(CORPUS * 4)]
-    for name in ("validation.jsonl", "test.jsonl"):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = [row | {"text": f"{row['text']} {i}"} for i, row in enumerate(rows)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+    for number, name in enumerate(("train.jsonl", "validation.jsonl", "test.jsonl")):
+        different = [row | {"text": f"{row['text']} {number} {i}"} for i, row in enumerate(rows)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in different))
     (tmp_path / "huge.txt").write_text("\n".join(CORPUS))
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)

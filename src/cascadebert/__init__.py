@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from cascadebert.cascade import Cascade, Prediction
 from cascadebert.data import Rows
-from cascadebert.deferral.targets import MaxDrop, OperatingPoint, Speedup
+from cascadebert.deferral.certificate import Certificate
+from cascadebert.deferral.targets import (
+    MaxDrop,
+    MinAccuracy,
+    MinAgreement,
+    OperatingPoint,
+    Speedup,
+)
 from cascadebert.deferral.thresholds import Policy, choose_thresholds
 from cascadebert.errors import CascadeError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
@@ -25,9 +32,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Cascade",
     "CascadeError",
+    "Certificate",
     "Columns",
     "Evaluation",
     "MaxDrop",
+    "MinAccuracy",
+    "MinAgreement",
     "OperatingPoint",
     "Policy",
     "Prediction",

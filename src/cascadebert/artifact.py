@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.calibration import Calibration, read_calibration
+from cascadebert.deferral.certificate import Certificate
 from cascadebert.deferral.confidence import confidence_score
 from cascadebert.errors import ArtifactError, InputError
 
@@ -117,7 +118,7 @@ class CascadeRecord:
     score: str
     thresholds: tuple[float, ...] | None
     cost: Mapping[str, Any] | None
-    certificate: Mapping[str, Any] | None
+    certificate: Certificate | None
     versions: Mapping[str, str]
     data_fingerprint: str | None
     schema_version: int = SCHEMA_VERSION
@@ -170,6 +171,7 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
             **values,
             "labels": tuple(values["labels"]),
             "stages": tuple(_parse_stage(stage) for stage in values["stages"]),
+            "certificate": values["certificate"] and Certificate(**values["certificate"]),
             "thresholds": None if thresholds is None else tuple(float(t) for t in thresholds),
         }
     )

@@ -24,6 +24,7 @@ from cascadebert import artifact
 from cascadebert.artifact import CascadeRecord
 from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.calibration import Calibration
+from cascadebert.deferral.certificate import Certificate
 from cascadebert.deferral.confidence import confidence_score, softmax
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.search import ALWAYS_EXIT
@@ -210,6 +211,11 @@ class Cascade:
             data_fingerprint=None,
         )
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """What is promised of the thresholds; None where nothing was asked for."""
+        return self._record.certificate
+
     def with_thresholds(self, values: Sequence[float]) -> Cascade:
         """The same loaded stages under other thresholds; this cascade stays as it is."""
         other = copy.copy(self)
@@ -226,44 +232,61 @@ class Cascade:
         self,
         rows: Any,
         target: Target,
+        confidence: float | None = 0.95,
         *,
+        seed: int = 0,
         cost: str = "seconds",
         calibration: str | None = None,
         progress: Progress | None = None,
     ) -> Policy:
         """Choose the thresholds that serve a target best on held-out rows, and set them.
 
-        Every stage runs once on every row. The figures in the policy are estimates on these rows;
-        :func:`cascadebert.evaluate` on other rows gives unbiased ones.
+        Every stage runs once on every row, and :func:`choose_thresholds` does the rest. Rows of
+        the same texts stay together when some propose and others certify. Where nothing can be
+        certified, the safest thresholds are set and the policy's certificate says so.
 
         Args:
             rows: labelled rows that no stage was trained on, see :func:`as_rows`.
-            target: :class:`~cascadebert.Speedup` or :class:`~cascadebert.MaxDrop`.
+            target: what is wanted, such as :class:`~cascadebert.MaxDrop`. For
+                :class:`~cascadebert.MinAgreement` the rows need no labels.
+            confidence: 1 minus the chance of a promise that does not hold; None asks for no
+                promise, and for the best thresholds on these very rows.
+            seed: of the draw of the rows that propose.
             cost: what a stage costs: "seconds" as measured in this call, or counted "flops" or
                 "layers".
             calibration: fit each stage's calibration on these rows first: "temperature",
-                "vector", "isotonic" or "none". By default each keeps the one that it has.
+                "vector", "isotonic" or "none"; only without a promise. By default each keeps the
+                one that it has.
             progress: called with a number of rows after each batch, ``len(stages)`` times over
                 for every row.
 
         Raises:
             InputError: unusable rows, labels the cascade does not know, an unknown cost or
                 calibration.
-            TargetError: no thresholds meet the target; thresholds and calibrations stay.
+            TargetError: no promise is asked for and no thresholds meet the target; thresholds and
+                calibrations stay.
             MissingDependencyError: a calibration is asked for without the extra ``train``.
         """
         if cost not in COSTS:
             raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
-        held_out = as_rows(rows, with_labels=True)
-        truth = self.label_ids(held_out)
+        if calibration is not None and confidence is not None:
+            raise InputError(
+                f"calibration {calibration!r} and confidence {confidence} cannot both be had of the "
+                "same rows: rows that shaped a stage cannot certify it; calibrate with "
+                "confidence=None, then tune on other rows"
+            )
+        needs_labels = target.needs_labels or calibration not in (None, "none")
+        held_out = as_rows(rows, with_labels=needs_labels)
+        truth = self.label_ids(held_out) if needs_labels else None
         fit = None if calibration is None else _calibration_fitter(calibration)
         stages = self.stages if fit is None else self._calibrated([None] * len(self.stages)).stages
         runs = [stage.run_all(held_out, progress=progress) for stage in stages]
         for number, run in enumerate(runs, start=1):
-            self._warn_if_worse_than_chance(number, run.logits, truth)
+            if truth is not None:
+                self._warn_if_worse_than_chance(number, run.logits, truth)
         logits: list[NDArray[np.floating[Any]]] = [run.logits for run in runs]
         fitted: list[Calibration | None] = [stage.record.calibration for stage in stages]
-        if fit is not None:
+        if fit is not None and truth is not None:
             fitted = [fit(values, truth) for values in logits]
             logits = [
                 values if fitting is None else fitting(values)
@@ -275,6 +298,9 @@ class Cascade:
             truth,
             costs,
             target,
+            confidence,
+            seed,
+            groups=held_out.groups(),
             score=self._record.score,
         )
         calibrated = self._calibrated(fitted)
@@ -283,6 +309,7 @@ class Cascade:
         self._record = dataclasses.replace(
             self._record,
             cost={"kind": cost, "per_row": costs.mean(axis=0).tolist()},
+            certificate=policy.certificate,
             data_fingerprint=held_out.fingerprint(),
         )
         return policy

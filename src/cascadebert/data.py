@@ -56,6 +56,14 @@ class Rows:
         """The rows from ``start`` up to ``stop``."""
         return self.take(range(start, min(stop, len(self))))
 
+    def groups(self) -> list[int]:
+        """A number for each row, the same for rows of the same texts."""
+        second: Sequence[str | None] = self.pairs or [None] * len(self)
+        numbers: dict[tuple[str, str | None], int] = {}
+        return [
+            numbers.setdefault(row, len(numbers)) for row in zip(self.texts, second, strict=True)
+        ]
+
     def fingerprint(self) -> str:
         """SHA-256 of all texts, second texts and labels in their order."""
         digest = hashlib.sha256()

@@ -40,10 +40,24 @@ def test_the_main_job(run: Run, make: Make, rows: Path, tmp_path: Path) -> None:
     small, large = make("small", architecture="distilbert"), make("large", seed=1)
     assert run("build", small, large, "--output", out).code == 0
     assert run(
-        "tune", out, "--data", rows, "--speedup", 1.1, "--json", tmp_path / "t.json"
+        "tune",
+        out,
+        "--data",
+        rows,
+        "--speedup",
+        1.1,
+        "--confidence",
+        0,
+        "--json",
+        tmp_path / "t.json",
     ).code in (0, 1)
     report = tmp_path / "tuned.json"
-    assert run("tune", out, "--data", rows, "--max-drop", 0.5, "--json", report).code == 0
+    assert (
+        run(
+            "tune", out, "--data", rows, "--max-drop", 0.5, "--confidence", 0, "--json", report
+        ).code
+        == 0
+    )
     tuned = json.loads(report.read_text())
     assert Cascade.from_pretrained(out).thresholds == tuple(tuned["thresholds"])
     assert run("evaluate", out, "--data", rows, "--json", tmp_path / "e.json").code == 0
@@ -140,6 +154,10 @@ BAD_CALLS = [
     (("tune", "{dir}", "--data", "{rows}"), "name one target"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--max-drop", "0.1"), "one target"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share between 0 and 1"),
+    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"), "8 groups of rows are too few"),
+    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--confidence", "1"),
+     "a confidence of 1.0 is not between 0 and 1"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--cost", "tears"), "no cost"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--label-column", "id"),
      "not one that the cascade knows"),
@@ -167,7 +185,7 @@ def test_bad_calls_end_with_one_line_and_code_2(
 
 
 def test_target_out_of_reach_is_a_failed_check(run: Run, folder: Path, rows: Path) -> None:
-    done = run("tune", folder, "--data", rows, "--speedup", 1e6)
+    done = run("tune", folder, "--data", rows, "--speedup", 1e6, "--confidence", 0)
     assert done.code == 1
     assert "out of reach" in done.error
 
@@ -328,3 +346,26 @@ def test_pipes_are_read_and_written(folder: Path, rows: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "40", done.stderr
+
+
+def test_tune_promises_or_says_why_not(run: Run, folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "unlabelled.jsonl"
+    records = [{"text": f"{text} {i}"} for i, text in enumerate(CORPUS * 12)]
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records))
+    labelled = tmp_path / "labelled.jsonl"
+    named = [record | {"label": LABELS[i % 3]} for i, record in enumerate(records)]
+    labelled.write_text("".join(json.dumps(record) + "\n" for record in named))
+    report = tmp_path / "report.json"
+    settings = ("--cost", "flops", "--json", report)
+    done = run(
+        "tune", folder, "--data", rows, *settings, "--min-agreement", 0.2, "--confidence", 0.8
+    )
+    certificate = json.loads(report.read_text())["certificate"]
+    assert done.code == (1 if certificate["verdict"] == "not certified" else 0)
+    assert certificate["confidence"] == 0.8
+    strict = run("tune", folder, "--data", labelled, *settings, "--min-accuracy", 0.99)
+    assert strict.code == 1
+    assert "Not certified" in strict.out
+    assert json.loads(report.read_text())["certificate"]["verdict"] == "not certified"
+    # The safest thresholds are what is left in place.
+    assert Cascade.from_pretrained(folder).thresholds == (1.0, 1.0)

@@ -69,7 +69,7 @@ def test_never_worse_than_brute_force(seed: int, stages: int) -> None:
     reference = replay(probabilities, labels, costs, (1.0,) * (stages - 1))
     for target in TARGETS:
         best = min(points, key=lambda point: target.rank(point, reference))
-        policy = choose_thresholds(probabilities, labels, costs, target)
+        policy = choose_thresholds(probabilities, labels, costs, target, None)
         assert policy.cost <= best.cost * 1.001
         assert policy.accuracy >= best.accuracy - 1e-12 or isinstance(target, MaxDrop)
 
@@ -87,7 +87,7 @@ def test_policy_keeps_its_word_on_its_rows(
 ) -> None:
     probabilities, labels = synthetic(seed, rows, stages, classes)
     costs = np.cumsum(np.random.default_rng(seed).uniform(0.5, 3, stages))
-    policy = choose_thresholds(probabilities, labels, costs, target)
+    policy = choose_thresholds(probabilities, labels, costs, target, None)
     answers, stage = policy.apply(probabilities)
     point = replay(probabilities, labels, costs, policy.thresholds)
     assert (answers == labels).mean() == pytest.approx(policy.accuracy)
@@ -102,7 +102,7 @@ def test_policy_keeps_its_word_on_its_rows(
 
 def test_frontier_rises() -> None:
     probabilities, labels = synthetic(0, 200, 3)
-    policy = choose_thresholds(probabilities, labels, [1, 3, 10], MaxDrop(0.01))
+    policy = choose_thresholds(probabilities, labels, [1, 3, 10], MaxDrop(0.01), None)
     costs = [point.cost for point in policy.frontier]
     accuracies = [point.accuracy for point in policy.frontier]
     assert costs == sorted(costs)
@@ -127,7 +127,7 @@ def test_constant_confidence_has_nothing_to_part() -> None:
     flat = np.tile([0.4, 0.6], (50, 1))
     sharp = np.tile([0.9, 0.1], (50, 1))
     labels = np.zeros(50, dtype=int)
-    policy: Policy = choose_thresholds([flat, sharp], labels, [1, 10], MaxDrop(0.01))
+    policy: Policy = choose_thresholds([flat, sharp], labels, [1, 10], MaxDrop(0.01), None)
     assert policy.thresholds == (1.0,)
     assert policy.exit_fractions == (0.0, 1.0)
 
@@ -135,7 +135,7 @@ def test_constant_confidence_has_nothing_to_part() -> None:
 def test_saturated_probabilities_can_be_parted_from_the_rest() -> None:
     first = np.array([[1.0, 0.0]] * 5 + [[0.45, 0.55]] * 5)
     last = np.tile([0.9, 0.1], (10, 1))
-    policy = choose_thresholds([first, last], np.zeros(10, dtype=int), [1, 10], MaxDrop(0.0))
+    policy = choose_thresholds([first, last], np.zeros(10, dtype=int), [1, 10], MaxDrop(0.0), None)
     assert policy.exit_fractions == (0.5, 0.5)
 
 
@@ -144,7 +144,7 @@ def test_costs_of_each_row_count() -> None:
     first = np.array([[0.9, 0.1], [0.8, 0.2]])
     last = np.array([[0.9, 0.1], [0.9, 0.1]])
     costs = [[1.0, 100.0], [1.0, 5.0]]
-    policy = choose_thresholds([first, last], [0, 0], costs, MaxDrop(0.0))
+    policy = choose_thresholds([first, last], [0, 0], costs, MaxDrop(0.0), None)
     assert policy.reference_cost == pytest.approx(52.5)
     assert policy.cost == 1.0
 
@@ -171,7 +171,7 @@ def test_arrays_that_do_not_fit(
     probabilities: list[np.ndarray], labels: list[int], costs: list[float], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        choose_thresholds(probabilities, labels, costs, MaxDrop(0.1))
+        choose_thresholds(probabilities, labels, costs, MaxDrop(0.1), None)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 5.0, float("nan")])
@@ -188,7 +188,7 @@ def test_impossible_speedups(value: float) -> None:
 
 def test_policy_for_other_stages() -> None:
     probabilities, labels = synthetic(0, 30, 3)
-    policy = choose_thresholds(probabilities, labels, [1, 2, 4], MaxDrop(0.1))
+    policy = choose_thresholds(probabilities, labels, [1, 2, 4], MaxDrop(0.1), None)
     with pytest.raises(InputError, match="2 arrays for a policy of 3 stages"):
         policy.apply(probabilities[:2])
 
@@ -196,4 +196,4 @@ def test_policy_for_other_stages() -> None:
 def test_unreachable_speedup_says_what_can_be_had() -> None:
     probabilities, labels = synthetic(0, 50, 2)
     with pytest.raises(TargetError, match=r"speed-up of 4\.00"):
-        choose_thresholds(probabilities, labels, [1, 4], Speedup(5))
+        choose_thresholds(probabilities, labels, [1, 4], Speedup(5), None)

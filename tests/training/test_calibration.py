@@ -150,7 +150,7 @@ def test_tuned_saved_and_loaded_with_its_calibration(
     rows = Rows(CORPUS * 3, None, ["bad", "fair", "good", "good"] * 6)
     cascade = Cascade.from_pretrained(saved)
     raw = [stage.run_all(rows).logits for stage in cascade.stages]
-    cascade.tune(rows, Speedup(1.5), cost="flops", calibration=kind)
+    cascade.tune(rows, Speedup(1.5), confidence=None, cost="flops", calibration=kind)
     again = Cascade.from_pretrained(cascade.save_pretrained(tmp_path / "cascade"))
     truth = again.label_ids(rows)
     for stage, logits in zip(again.stages, raw, strict=True):
@@ -170,7 +170,9 @@ def test_a_failed_tuning_leaves_calibrations_as_they_were(saved: Path) -> None:
     cascade = Cascade.from_pretrained(saved)
     rows = Rows(CORPUS, None, ["bad", "fair", "good", "good"] * 2)
     with pytest.raises(TargetError):
-        cascade.tune(rows, Speedup(1e9), cost="flops", calibration="temperature")
+        cascade.tune(rows, Speedup(1e9), confidence=None, cost="flops", calibration="temperature")
     assert all(stage.record.calibration is None for stage in cascade.stages)
     with pytest.raises(InputError, match="no calibration is called"):
-        cascade.tune(rows, Speedup(1.1), calibration="platt")
+        cascade.tune(rows, Speedup(1.1), confidence=None, calibration="platt")
+    with pytest.raises(InputError, match="rows that shaped a stage cannot certify it"):
+        cascade.tune(rows, Speedup(1.1), calibration="temperature")

@@ -198,7 +198,7 @@ def train(
     """
     if max_drop is None and speedup is None:
         max_drop = 0.005
-    target = chosen_target(max_drop, speedup)
+    target = chosen_target(max_drop=max_drop, speedup=speedup)
     console.refuse_targets(train_file, json_file)
     names = console.columns(text_column, text_pair_column, label_column)
     rows = read_rows(train_file, names, with_labels=True)

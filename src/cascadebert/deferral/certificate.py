@@ -46,7 +46,6 @@ class Certificate:
         p_value: of the chosen thresholds; 0 where they keep the promise by what they are.
         more_rows: about how many more held-out rows would have certified the thresholds that the
             proposing rows found best; None where there is no need, or where no number would do.
-        rows_fingerprint: of the held-out rows, where it is known.
     """
 
     target: str
@@ -59,7 +58,6 @@ class Certificate:
     observed: float
     p_value: float
     more_rows: int | None
-    rows_fingerprint: str | None = None
 
     @property
     def certified(self) -> bool:

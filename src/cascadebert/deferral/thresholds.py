@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ class Policy:
             "accuracy_drop": self.reference_accuracy - self.accuracy,
             "speedup": self.speedup,
             "exit_fractions": self.exit_fractions,
+            "certificate": self.certificate and asdict(self.certificate),
         }
 
     def apply(

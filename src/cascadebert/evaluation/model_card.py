@@ -51,6 +51,8 @@ def _stages(record: CascadeRecord) -> str:
     labels = ", ".join(f"`{label}`" for label in record.labels[:20])
     more = f" and {len(record.labels) - 20} more" if len(record.labels) > 20 else ""
     lines += ["", f"Labels: {labels}{more}.", f"Confidence score: {record.score}."]
+    if record.certificate:
+        lines += ["", record.certificate.words(), ""]
     if record.data_fingerprint:
         lines.append(
             f"The thresholds were chosen on held-out rows with the fingerprint "

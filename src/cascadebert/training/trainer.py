@@ -149,6 +149,7 @@ class CascadeTrainer:
             policy = cascade.tune(
                 self._job.validation,
                 self._target,
+                confidence=None,
                 cost=self._cost,
                 calibration=self._recipe.calibration,
             )

@@ -1,0 +1,212 @@
+"""Promises are kept as often as they say; what can't be promised is said."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from test_thresholds import synthetic
+
+from cascadebert import (
+    Certificate,
+    MaxDrop,
+    MinAccuracy,
+    MinAgreement,
+    Policy,
+    Speedup,
+    choose_thresholds,
+)
+from cascadebert.deferral.certificate import (
+    CERTIFIED,
+    DO_NOT_CASCADE,
+    NOT_CERTIFIED,
+    rows_needed,
+    split_rows,
+    walk,
+)
+from cascadebert.deferral.cost import row_costs, runs_stage
+from cascadebert.deferral.targets import Target
+from cascadebert.errors import InputError
+
+COSTS = [1.0, 3.0, 10.0]
+POPULATION = 100_000
+
+
+@pytest.fixture(scope="module")
+def population() -> tuple[list[np.ndarray], np.ndarray]:
+    """Three stages on so many rows that their shares are taken for the truth."""
+    return synthetic(99, POPULATION, 3)
+
+
+def draw(
+    population: tuple[list[np.ndarray], np.ndarray], rows: int, seed: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    chosen = np.random.default_rng(seed).integers(0, POPULATION, rows)
+    return [p[chosen] for p in population[0]], population[1][chosen]
+
+
+def holds(policy: Policy, target: Target, population: tuple[list[np.ndarray], np.ndarray]) -> bool:
+    probabilities, labels = population
+    classes, stage = policy.apply(probabilities)
+    last = probabilities[-1].argmax(axis=1)
+    if isinstance(target, MaxDrop):
+        return bool((last == labels).mean() - (classes == labels).mean() <= target.value)
+    if isinstance(target, MinAgreement):
+        return bool((classes == last).mean() >= target.value)
+    if isinstance(target, MinAccuracy):
+        return bool((classes == labels).mean() >= target.value)
+    cost = row_costs(stage, COSTS, runs_stage(policy.thresholds)).mean()
+    return bool(COSTS[-1] / cost >= target.value)
+
+
+@pytest.mark.parametrize(
+    "target", [MaxDrop(0.03), MinAgreement(0.9), MinAccuracy(0.9), Speedup(1.6)], ids=str
+)
+def test_promises_are_broken_no_more_often_than_said(
+    population: tuple[list[np.ndarray], np.ndarray], target: Target
+) -> None:
+    repeats, level = 80, 0.2
+    broken, naive, certified = 0, 0, 0
+    for seed in range(repeats):
+        probabilities, labels = draw(population, 400, seed)
+        policy = choose_thresholds(probabilities, labels, COSTS, target, 1 - level, seed)
+        assert policy.certificate is not None
+        if policy.certificate.verdict != NOT_CERTIFIED:
+            certified += 1
+            broken += not holds(policy, target, population)
+        if seed < 40:
+            best = choose_thresholds(probabilities, labels, COSTS, target, None)
+            naive += not holds(best, target, population)
+    # The level, and three standard errors of a share over the repeats.
+    assert broken / repeats <= level + 3 * np.sqrt(level * (1 - level) / repeats)
+    assert certified > repeats / 2
+    # What meets the target on the rows that chose it breaks it about every other time.
+    assert naive / 40 > broken / repeats
+    assert naive / 40 > 0.2
+
+
+def test_certificate_tells_what_it_rests_on(
+    population: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    probabilities, labels = draw(population, 3_000, 1)
+    policy = choose_thresholds(probabilities, labels, COSTS, MaxDrop(0.03))
+    certificate = policy.certificate
+    assert certificate is not None
+    assert certificate.certified
+    assert (certificate.rows_proposing, certificate.rows_certifying) == (900, 2_100)
+    assert policy.rows == 2_100
+    assert certificate.p_value <= 0.05
+    assert certificate.observed == pytest.approx(policy.reference_accuracy - policy.accuracy)
+    assert policy.speedup > 1.1
+    assert "with confidence 0.95" in certificate.words()
+    assert "at most 0.03 below the last stage's" in certificate.words()
+    assert Certificate(**asdict(certificate)) == certificate
+    again = choose_thresholds(probabilities, labels, COSTS, MaxDrop(0.03), 0.95, 0)
+    assert again.thresholds == policy.thresholds
+
+
+def test_more_confidence_costs_more(population: tuple[list[np.ndarray], np.ndarray]) -> None:
+    probabilities, labels = draw(population, 2_000, 2)
+    costs = [
+        choose_thresholds(probabilities, labels, COSTS, MinAgreement(0.9), level).cost
+        for level in (0.6, 0.9, 0.999)
+    ]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+
+
+def test_too_few_rows_say_how_many_more(population: tuple[list[np.ndarray], np.ndarray]) -> None:
+    probabilities, labels = draw(population, 60, 3)
+    policy = choose_thresholds(probabilities, labels, COSTS, MinAgreement(0.97))
+    certificate = policy.certificate
+    assert certificate is not None
+    assert certificate.verdict == NOT_CERTIFIED
+    assert policy.thresholds == (1.0, 1.0)
+    assert "Not certified" in certificate.words()
+    if certificate.more_rows is not None:
+        assert certificate.more_rows > 20
+        assert f"About {certificate.more_rows} more" in certificate.words()
+
+
+def test_a_target_above_the_last_stage_is_never_certified(
+    population: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    probabilities, labels = draw(population, 500, 4)
+    certificate = choose_thresholds(probabilities, labels, COSTS, MinAccuracy(0.999)).certificate
+    assert certificate is not None
+    assert certificate.verdict == NOT_CERTIFIED
+    assert certificate.more_rows is None
+    assert "ask for less" in certificate.words()
+
+
+def test_a_single_stage_that_is_the_better_buy() -> None:
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 2, 400)
+    good = np.where(labels[:, None] == np.arange(2), 0.9, 0.1)
+    for stages, thresholds in (([good, good], (0.0,)), ([good[:, ::-1], good], (1.0,))):
+        policy = choose_thresholds(stages, labels, [1, 10], MaxDrop(0.02))
+        assert policy.certificate is not None
+        assert policy.certificate.verdict == DO_NOT_CASCADE
+        assert policy.thresholds == thresholds
+        assert "single stage is the better buy" in policy.certificate.words()
+
+
+def test_agreement_needs_no_labels(population: tuple[list[np.ndarray], np.ndarray]) -> None:
+    probabilities, labels = draw(population, 1_000, 6)
+    without = choose_thresholds(probabilities, None, COSTS, MinAgreement(0.9))
+    assert without == choose_thresholds(probabilities, labels, COSTS, MinAgreement(0.9))
+    assert without.certificate is not None
+    assert without.certificate.verdict == CERTIFIED
+    with pytest.raises(InputError, match="MaxDrop needs the labels"):
+        choose_thresholds(probabilities, None, COSTS, MaxDrop(0.1))
+
+
+def test_groups_are_not_parted() -> None:
+    groups = np.random.default_rng(0).integers(0, 50, 600)
+    proposing, certifying = split_rows(600, groups, seed=3)
+    assert sorted([*proposing, *certifying]) == list(range(600))
+    assert not set(groups[proposing]) & set(groups[certifying])
+    assert 100 < len(proposing) < 260
+
+
+def test_the_walk_stops_at_the_first_failure() -> None:
+    values = {"a": 0.01, "b": 0.049, "c": 0.2, "d": 0.001}
+    assert walk(list(values), values.__getitem__, 0.05) == [0.01, 0.049]
+    assert walk(["c"], values.__getitem__, 0.05) == []
+
+
+def test_rows_needed_are_about_right() -> None:
+    from cascadebert.deferral.pvalues import binomial_p_value
+
+    needed = rows_needed(np.array([1.0] * 3 + [0.0] * 97), 0.05, 0.05)
+    assert needed is not None
+    assert binomial_p_value(round(0.03 * needed), needed, 0.05) < 0.2
+    assert binomial_p_value(round(0.03 * needed / 3), needed // 3, 0.05) > 0.2
+    assert rows_needed(np.zeros(10), 0.01, 0.05) == 299
+    assert rows_needed(np.ones(10), 0.01, 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"confidence": 1.0}, r"a confidence of 1\.0"),
+        ({"confidence": 0.0}, r"a confidence of 0\.0"),
+        ({"groups": [1, 2]}, r"groups have the shape \(2,\)"),
+        ({"groups": [7] * 100}, "1 groups of rows are too few"),
+    ],
+)
+def test_what_cannot_be_asked(
+    population: tuple[list[np.ndarray], np.ndarray], settings: dict[str, object], message: str
+) -> None:
+    probabilities, labels = draw(population, 100, 7)
+    with pytest.raises(InputError, match=message):
+        choose_thresholds(probabilities, labels, COSTS, MaxDrop(0.1), **settings)  # type: ignore[arg-type]
+
+
+def test_a_handful_of_rows_is_refused(
+    population: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    probabilities, labels = draw(population, 19, 8)
+    with pytest.raises(InputError, match="19 rows are too few to certify anything"):
+        choose_thresholds(probabilities, labels, COSTS, MaxDrop(0.1))
