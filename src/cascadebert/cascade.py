@@ -271,8 +271,8 @@ class Cascade:
             raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
         if calibration is not None and confidence is not None:
             raise InputError(
-                f"calibration {calibration!r} and confidence {confidence} cannot both be had of the "
-                "same rows: rows that shaped a stage cannot certify it; calibrate with "
+                f"calibration {calibration!r} and confidence {confidence} cannot both be had of "
+                "the same rows: rows that shaped a stage cannot certify it; calibrate with "
                 "confidence=None, then tune on other rows"
             )
         needs_labels = target.needs_labels or calibration not in (None, "none")
