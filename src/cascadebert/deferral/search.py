@@ -62,6 +62,21 @@ class Replay:
         """The same stages on some of the rows."""
         return Replay(self.scores[:, rows], self.correct[:, rows], self.costs[rows], self.score)
 
+    def part_way(self, thresholds: Sequence[float], share: float) -> tuple[float, ...]:
+        """Thresholds that only this share of the rows is above that is above the given ones."""
+        limits = self.score.compared(np.asarray(thresholds, dtype=np.float64))
+        result = []
+        for scores, order, limit in zip(self.scores, self._descending, limits, strict=True):
+            wanted = round(share * int((scores > limit).sum()))
+            if wanted == 0:
+                result.append(NEVER_EXIT)
+                continue
+            last, following = scores[order[wanted - 1]], scores[order[wanted : wanted + 1]]
+            below = float(following[0]) if len(following) else -np.inf
+            middle = (last + below) / 2 if np.isfinite(last + below) else max(below, limit)
+            result.append(float(self.score.shown(middle)))
+        return tuple(result)
+
     def outcome(
         self, thresholds: Sequence[float], first: int = 0
     ) -> tuple[NDArray[np.bool_], Floats]:

@@ -33,6 +33,7 @@ from cascadebert.errors import InputError, TargetError
 
 _SUM_TOLERANCE = 1e-3
 _MOST_PROPOSALS = 60
+_APPROACH = 20
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def choose_thresholds(
         _refuse_out_of_reach(replay, best, points[0], target)
         return _policy(replay, best.thresholds, points, target, None)
     proposing, certifying = split_rows(len(replay.costs), groups, seed)
-    best, points = _propose(replay.take(proposing), target)
+    proposals = replay.take(proposing)
+    best, points = _propose(proposals, target)
     rest = replay.take(certifying)
-    path = _path(best, points, target)
+    path = _path(proposals, best, points, target)
     passed = walk(path, lambda at: _p_value(rest, at, target), 1 - confidence)
     chosen = path[len(passed) - 1] if passed else path[0]
     verdict = _verdict(chosen, best.thresholds, bool(passed))
@@ -225,17 +227,24 @@ def _refuse_out_of_reach(
 
 
 def _path(
-    best: OperatingPoint, points: Sequence[OperatingPoint], target: Target
+    replay: Replay, best: OperatingPoint, points: Sequence[OperatingPoint], target: Target
 ) -> list[tuple[float, ...]]:
-    """Thresholds from those that keep the promise best to those that serve the user best."""
+    """Thresholds from those that keep the promise best to those that serve the user best.
+
+    The frontier may begin far from the last stage alone, where the cascade is the more accurate of
+    the two; a walk in such a stride would fall at its first step. So smaller ones lead there.
+    """
     by_cost = sorted({*points, best}, key=lambda point: point.cost, reverse=not target.limits_cost)
     steps = np.linspace(0, len(by_cost) - 1, min(_MOST_PROPOSALS, len(by_cost)))
     kept = {by_cost[round(step)] for step in steps} | {best}
     path = [point.thresholds for point in by_cost if point in kept]
     if target.limits_cost:
         return path
-    never = (NEVER_EXIT,) * len(best.thresholds)
-    return [never, *(thresholds for thresholds in path if thresholds != never)]
+    never = _never(replay)
+    path = [thresholds for thresholds in path if thresholds != never]
+    first = path[0] if path else never
+    approach = [replay.part_way(first, step / _APPROACH) for step in range(1, _APPROACH)]
+    return [never, *approach, *path]
 
 
 def _outcome(replay: Replay, thresholds: tuple[float, ...]) -> Outcome:
