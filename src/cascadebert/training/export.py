@@ -179,7 +179,8 @@ def export_stage(
     Raises:
         ArtifactError: the checkpoint cannot be opened, or is no sequence classifier.
         LabelMismatchError: ``label_map`` does not fit the checkpoint's labels.
-        ExportError: the logits of ONNX Runtime and torch differ by more than 1e-4.
+        ExportError: the logits of ONNX Runtime and torch differ by more than 1e-4, or 1e-4 of
+            the largest.
     """
     if is_linear(checkpoint):
         labels = label_names(linear_labels(checkpoint), checkpoint, label_map or {})
@@ -306,9 +307,11 @@ def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:
             stage = load_stage(folder, short, record.labels, runtime)
         logits.append(stage.run_all(rows).logits)
     worst = float(np.abs(logits[0] - logits[1]).max())
-    if not worst <= LOGIT_TOLERANCE:
+    # Rounding grows with the numbers that are rounded.
+    allowed = LOGIT_TOLERANCE * max(1.0, float(np.abs(logits[1]).max()))
+    if not worst <= allowed:
         raise ExportError(
             f"stage '{record.name}': ONNX Runtime and torch differ by {worst:.1e} in logits on "
-            f"{len(rows)} rows, at most {LOGIT_TOLERANCE:.0e} is allowed; "
+            f"{len(rows)} rows, at most {allowed:.0e} is allowed; "
             "report it with the model's architecture and versions"
         )
