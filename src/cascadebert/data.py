@@ -58,11 +58,13 @@ class Rows:
 
     def groups(self) -> list[int]:
         """A number for each row, the same for rows of the same texts."""
-        second: Sequence[str | None] = self.pairs or [None] * len(self)
         numbers: dict[tuple[str, str | None], int] = {}
-        return [
-            numbers.setdefault(row, len(numbers)) for row in zip(self.texts, second, strict=True)
-        ]
+        return [numbers.setdefault(row, len(numbers)) for row in self.both_texts()]
+
+    def both_texts(self) -> Iterator[tuple[str, str | None]]:
+        """Each row's text and second text; None where there are no second texts."""
+        second: Sequence[str | None] = self.pairs or [None] * len(self)
+        return zip(self.texts, second, strict=True)
 
     def fingerprint(self) -> str:
         """SHA-256 of all texts, second texts and labels in their order."""

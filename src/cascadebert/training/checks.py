@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +81,8 @@ def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
         )
     if folds is not None:
         refuse_small_classes(np.array(train.labels), folds, seeds=1)
-    seen = set(_texts(train))
-    again = sum(row in seen for row in _texts(validation))
+    seen = set(train.both_texts())
+    again = sum(row in seen for row in validation.both_texts())
     if again:
         warnings.warn(
             f"{again} of {len(validation)} validation rows are training rows too: what is chosen "
@@ -91,11 +91,6 @@ def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
             stacklevel=4,
         )
     return names
-
-
-def _texts(rows: Rows) -> Iterator[tuple[str, str | None]]:
-    second: Sequence[str | None] = rows.pairs or [None] * len(rows)
-    return zip(rows.texts, second, strict=True)
 
 
 def checked_stages(

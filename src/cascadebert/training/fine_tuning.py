@@ -248,11 +248,7 @@ def _class_weights(objective: Objective, rows: Rows, names: Sequence[str]) -> to
     if wanted is None:
         return None
     if isinstance(wanted, Mapping):
-        if set(wanted) != set(names):
-            raise InputError(
-                f"class_weights names {sorted(wanted)}, the labels are {sorted(names)}; "
-                "give a weight for each"
-            )
+        objective.refuse_other_classes(names)
         return torch.tensor([float(wanted[name]) for name in names])
     labels = list(rows.labels or ())
     counts = [labels.count(name) for name in names]

@@ -7,7 +7,7 @@ An objective is one or more of :data:`TERMS` joined by "+": ``"cross_entropy"``,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,19 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         return "distillation" in self.terms
+
+    def refuse_other_classes(self, labels: Sequence[str]) -> None:
+        """Refuse class weights that do not name every label, and no other.
+
+        Raises:
+            InputError: with the names and the labels.
+        """
+        weights = self.class_weights
+        if isinstance(weights, Mapping) and set(weights) != set(labels):
+            raise InputError(
+                f"class_weights names {sorted(weights)}, the labels are {sorted(labels)}; "
+                "give a weight for each"
+            )
 
     def plain(self) -> Objective:
         """The objective of stages that take no part in deferral: the labels alone."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike, fspath
@@ -234,12 +234,7 @@ class CascadeTrainer:
                 )
         for stage in (*self._smaller, self._last):
             stage.refuse_unfit_arguments()
-        weights = self._recipe.objective.class_weights
-        if isinstance(weights, Mapping) and set(weights) != set(self.labels):
-            raise InputError(
-                f"class_weights names {sorted(weights)}, the labels are {self.labels}; "
-                "give a weight for each"
-            )
+        self._recipe.objective.refuse_other_classes(self.labels)
         for stage in self._smaller:
             if stage.state_layers:
                 refuse_other_width(stage.source.width, self._last.source.width, stage.source.name)
