@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 from cascadebert.cascade import Cascade, Prediction
 from cascadebert.data import Rows
 from cascadebert.deferral.certificate import Certificate
+from cascadebert.deferral.policy import OperatingPoint, Policy
 from cascadebert.deferral.targets import (
     MaxDrop,
+    MaxErrorWhenAnswering,
+    MaxSecondsPerRow,
     MinAccuracy,
     MinAgreement,
-    OperatingPoint,
+    MinCoverage,
+    MinF1,
+    MinMatthews,
+    MinPrecision,
+    MinRecall,
     Speedup,
 )
-from cascadebert.deferral.thresholds import Policy, choose_thresholds
+from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import CascadeError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
 from cascadebert.evaluation.frontier import plot_frontier
@@ -36,8 +43,15 @@ __all__ = [
     "Columns",
     "Evaluation",
     "MaxDrop",
+    "MaxErrorWhenAnswering",
+    "MaxSecondsPerRow",
     "MinAccuracy",
     "MinAgreement",
+    "MinCoverage",
+    "MinF1",
+    "MinMatthews",
+    "MinPrecision",
+    "MinRecall",
     "OperatingPoint",
     "Policy",
     "Prediction",

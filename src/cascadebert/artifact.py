@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -37,7 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.calibration import Calibration, read_calibration
 from cascadebert.deferral.certificate import Certificate
-from cascadebert.deferral.confidence import confidence_score
+from cascadebert.deferral.confidence import ConfidenceScore, confidence_score
+from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import ArtifactError, InputError
 
 SCHEMA_VERSION = 1
@@ -82,6 +82,7 @@ class StageRecord:
     ``kind`` is "transformer" or "linear". ``labels`` are in the order of the stage's own logits.
     ``max_length`` counts tokens, of a linear stage characters. ``calibration`` turns the logits,
     in the cascade's label order, into ones whose softmax can be trusted; None leaves them.
+    ``trained_on`` is the fingerprint of the texts that it was trained on, where that is known.
     """
 
     name: str
@@ -96,6 +97,7 @@ class StageRecord:
     files: Mapping[str, str] = field(default_factory=dict)
     kind: str = "transformer"
     calibration: Calibration | None = None
+    trained_on: str | None = None
 
     @property
     def length_unit(self) -> str:
@@ -107,9 +109,11 @@ class StageRecord:
 class CascadeRecord:
     """The whole of ``cascade.json``.
 
-    ``labels`` are in the order of the columns of ``predict_proba``; ``thresholds`` has one
-    number a stage but the last, on the probability scale, or is None before tuning. ``cost``
-    has the measured seconds a row of each stage and ``data_fingerprint`` the rows on which the
+    ``labels`` are in the order of the columns of ``predict_proba``. ``score`` is the name of the
+    confidence score, ``score_parameters`` what it has learned, if it learns. ``thresholds`` has
+    one number a stage but the last, on the scale of the score, or is None before tuning; for the
+    other thresholds see :class:`~cascadebert.deferral.routing.Thresholds`. ``cost`` has the
+    measured seconds a row of each stage and ``data_fingerprint`` the rows on which the
     thresholds were chosen, both None before tuning.
     """
 
@@ -122,6 +126,48 @@ class CascadeRecord:
     versions: Mapping[str, str]
     data_fingerprint: str | None
     schema_version: int = SCHEMA_VERSION
+    skip_thresholds: tuple[float, ...] = ()
+    abstain_threshold: float = 0.0
+    score_parameters: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def routing(self) -> Thresholds | None:
+        """All thresholds together; None before tuning."""
+        if self.thresholds is None:
+            return None
+        return Thresholds(self.thresholds, self.skip_thresholds, self.abstain_threshold)
+
+    def with_routing(self, routing: Thresholds) -> CascadeRecord:
+        """The same cascade under other thresholds, of which nothing is known yet.
+
+        Raises:
+            InputError: the thresholds are not those of so many stages.
+        """
+        routing.check(len(self.stages))
+        return dataclasses.replace(
+            self,
+            thresholds=routing.exits,
+            skip_thresholds=routing.skips,
+            abstain_threshold=routing.abstain,
+            cost=None,
+            certificate=None,
+            data_fingerprint=None,
+        )
+
+    def confidence_score(self) -> ConfidenceScore:
+        return confidence_score(self.score, self.score_parameters)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the answers: stages, labels, score and thresholds."""
+        values = {
+            "labels": self.labels,
+            "stages": [
+                {**dataclasses.asdict(stage), "folder": "", "name": ""} for stage in self.stages
+            ],
+            "score": [self.score, self.score_parameters],
+            "routing": self.routing and dataclasses.asdict(self.routing),
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> CascadeRecord:
@@ -171,21 +217,27 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
             **values,
             "labels": tuple(values["labels"]),
             "stages": tuple(_parse_stage(stage) for stage in values["stages"]),
-            "certificate": values["certificate"] and Certificate(**values["certificate"]),
+            "certificate": values["certificate"] and Certificate.from_dict(values["certificate"]),
             "thresholds": None if thresholds is None else tuple(float(t) for t in thresholds),
+            "skip_thresholds": tuple(map(float, values.get("skip_thresholds", ()))),
+            "score_parameters": _parse_parameters(values.get("score_parameters")),
         }
     )
     if not record.stages:
         raise ValueError("it has no stages")
     if len(set(record.labels)) != len(record.labels):
         raise ValueError(f"labels {record.labels} are not all different")
-    confidence_score(record.score)
+    record.confidence_score()
     for stage in record.stages:
         if sorted(stage.labels) != sorted(record.labels):
             raise ValueError(f"stage {stage.name!r} has other labels than the cascade")
-    if record.thresholds is not None:
-        check_thresholds(record.thresholds, len(record.stages))
+    if record.routing is not None:
+        record.routing.check(len(record.stages))
     return record
+
+
+def _parse_parameters(values: list[list[float]] | None) -> tuple[tuple[float, ...], ...] | None:
+    return None if values is None else tuple(tuple(map(float, model)) for model in values)
 
 
 def _parse_stage(values: dict[str, Any]) -> StageRecord:
@@ -213,21 +265,6 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
     if not set(stage.inputs) <= {"input_ids", "attention_mask", "token_type_ids"}:
         raise ValueError(f"inputs are {stage.inputs!r}")
     return stage
-
-
-def check_thresholds(thresholds: Sequence[float], stages: int) -> None:
-    """Refuse thresholds that a cascade of so many stages cannot have.
-
-    Raises:
-        InputError: not one a stage but the last, or not all from 0 up and finite.
-    """
-    if len(thresholds) != stages - 1:
-        raise InputError(
-            f"{len(thresholds)} thresholds for {stages} stages; "
-            f"give {stages - 1}, one a stage but the last"
-        )
-    if not all(0 <= value < math.inf for value in thresholds):
-        raise InputError(f"thresholds {thresholds} are not all numbers from 0 up; mend them")
 
 
 def _refuse_escape(record_path: Path, name: object) -> None:

@@ -25,13 +25,21 @@ from cascadebert.artifact import CascadeRecord
 from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.calibration import Calibration
 from cascadebert.deferral.certificate import Certificate
-from cascadebert.deferral.confidence import confidence_score, softmax
+from cascadebert.deferral.confidence import (
+    DEFAULT_SCORE,
+    SCORE_NAMES,
+    ConfidenceScore,
+    confidence_score,
+    softmax,
+)
 from cascadebert.deferral.cost import NEVER_EXIT
-from cascadebert.deferral.search import ALWAYS_EXIT
-from cascadebert.deferral.targets import Target
-from cascadebert.deferral.thresholds import Policy, choose_thresholds
+from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.routing import ABSTAIN, ALWAYS_EXIT, EXIT, SKIP, STAY, Thresholds
+from cascadebert.deferral.targets import MaxSecondsPerRow, Target
+from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
+from cascadebert.runtimes import runtime_versions
 from cascadebert.stage import load_stage
 
 T = TypeVar("T")
@@ -46,12 +54,14 @@ class Prediction:
     """Answers for a number of rows, every array in input order.
 
     Attributes:
-        labels: label names, str of shape (rows,).
-        probabilities: softmax of the stage that answered, float64 of shape (rows, classes),
-            columns in the order of ``Cascade.labels``.
-        stage: the stage that answered, counted from 1, int64 of shape (rows,).
+        labels: label names, str of shape (rows,); empty where the cascade abstained.
+        probabilities: softmax of the last stage that the row came to, float64 of shape
+            (rows, classes), columns in the order of ``Cascade.labels``.
+        stage: that stage, counted from 1, int64 of shape (rows,).
         confidence: that stage's confidence score on a scale from 0 to 1, float64 (rows,).
         truncated: rows that were longer than that stage reads and were cut, bool (rows,).
+        abstained: rows that even the last stage was too unsure of to answer, bool (rows,).
+        passed: the stages that each row went through, bool of shape (rows, stages).
     """
 
     labels: NDArray[np.str_]
@@ -59,6 +69,8 @@ class Prediction:
     stage: NDArray[np.int64]
     confidence: NDArray[np.float64]
     truncated: NDArray[np.bool_]
+    abstained: NDArray[np.bool_]
+    passed: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -75,6 +87,7 @@ class Cascade:
     Attributes:
         stages: the loaded stages, small to large.
         labels: label names, in the order of the columns of ``predict_proba``.
+        policy: what the last :meth:`tune` chose, with the frontier that it chose from.
     """
 
     def __init__(self, folder: Path, record: CascadeRecord, runtime: str = "onnx") -> None:
@@ -85,7 +98,8 @@ class Cascade:
         self.labels = record.labels
         self._folder = folder
         self._record = record
-        self._score = confidence_score(record.score)
+        self.policy: Policy | None = None
+        self._runtime = runtime
         # Keeps a folder of from_stages alive for as long as the cascade is.
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
@@ -201,20 +215,37 @@ class Cascade:
 
     @thresholds.setter
     def thresholds(self, values: Sequence[float]) -> None:
-        thresholds = tuple(float(value) for value in values)
-        artifact.check_thresholds(thresholds, len(self.stages))
-        self._record = dataclasses.replace(
-            self._record,
-            thresholds=thresholds,
-            cost=None,
-            certificate=None,
-            data_fingerprint=None,
-        )
+        self.routing = Thresholds(tuple(float(value) for value in values))
+
+    @property
+    def routing(self) -> Thresholds | None:
+        """All thresholds: for exits, for going straight to the last stage, for abstaining."""
+        return self._record.routing
+
+    @routing.setter
+    def routing(self, routing: Thresholds) -> None:
+        self._record = self._record.with_routing(routing)
+        self.policy = None
+
+    @property
+    def score(self) -> ConfidenceScore:
+        """The confidence score that thresholds are compared with."""
+        return self._record.confidence_score()
 
     @property
     def certificate(self) -> Certificate | None:
-        """What is promised of the thresholds; None where nothing was asked for."""
+        """What tuning found, and what is promised of it; None where thresholds were set by hand."""
         return self._record.certificate
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the cascade's answers, but for the engine."""
+        return self._record.fingerprint()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides the answers in this process."""
+        return runtime_versions(self._runtime)
 
     def with_thresholds(self, values: Sequence[float]) -> Cascade:
         """The same loaded stages under other thresholds; this cascade stays as it is."""
@@ -231,52 +262,59 @@ class Cascade:
     def tune(
         self,
         rows: Any,
-        target: Target,
+        target: Target | Sequence[Target],
         confidence: float | None = 0.95,
         *,
         seed: int = 0,
         cost: str = "seconds",
+        score: str = DEFAULT_SCORE,
         calibration: str | None = None,
         progress: Progress | None = None,
-    ) -> Policy:
+    ) -> Certificate:
         """Choose the thresholds that serve a target best on held-out rows, and set them.
 
         Every stage runs once on every row, and :func:`choose_thresholds` does the rest. Rows of
-        the same texts stay together when some propose and others certify. Where nothing can be
-        certified, the safest thresholds are set and the policy's certificate says so.
+        the same texts or the same group stay together when some propose and others certify. Where
+        nothing can be certified, the safest thresholds are set and the certificate says so.
 
         Args:
             rows: labelled rows that no stage was trained on, see :func:`as_rows`.
-            target: what is wanted, such as :class:`~cascadebert.MaxDrop`. For
-                :class:`~cascadebert.MinAgreement` the rows need no labels.
+            target: what is wanted, such as :class:`~cascadebert.MaxDrop`, or several that are to
+                hold at once. For :class:`~cascadebert.MinAgreement` the rows need no labels.
             confidence: 1 minus the chance of a promise that does not hold; None asks for no
                 promise, and for the best thresholds on these very rows.
             seed: of the draw of the rows that propose.
             cost: what a stage costs: "seconds" as measured in this call, or counted "flops" or
                 "layers".
+            score: name of the confidence score, see :mod:`cascadebert.deferral.confidence`.
             calibration: fit each stage's calibration on these rows first: "temperature",
                 "vector", "isotonic" or "none"; only without a promise. By default each keeps the
                 one that it has.
             progress: called with a number of rows after each batch, ``len(stages)`` times over
                 for every row.
 
+        Returns:
+            What is promised, and the figures; ``self.policy`` has the frontier too.
+
         Raises:
-            InputError: unusable rows, labels the cascade does not know, an unknown cost or
-                calibration.
+            InputError: unusable rows, rows that a stage was trained on, labels the cascade does
+                not know, an unknown cost, score or calibration.
             TargetError: no promise is asked for and no thresholds meet the target; thresholds and
                 calibrations stay.
-            MissingDependencyError: a calibration is asked for without the extra ``train``.
+            MissingDependencyError: a calibration or the learned score is asked for without the
+                extra ``train``.
         """
-        if cost not in COSTS:
-            raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
+        targets = tuple(target) if isinstance(target, Sequence) else (target,)
+        self._refuse_unknown(targets, cost, score)
         if calibration is not None and confidence is not None:
             raise InputError(
                 f"calibration {calibration!r} and confidence {confidence} cannot both be had of "
                 "the same rows: rows that shaped a stage cannot certify it; calibrate with "
                 "confidence=None, then tune on other rows"
             )
-        needs_labels = target.needs_labels or calibration not in (None, "none")
+        needs_labels = calibration not in (None, "none") or any(t.needs_labels for t in targets)
         held_out = as_rows(rows, with_labels=needs_labels)
+        self._refuse_training_rows(held_out)
         truth = self.label_ids(held_out) if needs_labels else None
         fit = None if calibration is None else _calibration_fitter(calibration)
         stages = self.stages if fit is None else self._calibrated([None] * len(self.stages)).stages
@@ -294,25 +332,68 @@ class Cascade:
             ]
         costs = np.stack([run.costs(cost) for run in runs], axis=1)
         policy = choose_thresholds(
-            [softmax(values) for values in logits],
+            logits,
             truth,
             costs,
-            target,
+            targets,
             confidence,
             seed,
             groups=held_out.groups(),
-            score=self._record.score,
+            score=score,
+            logits=True,
+            names=self.labels,
         )
-        calibrated = self._calibrated(fitted)
-        self.stages, self._record = calibrated.stages, calibrated._record
-        self.thresholds = policy.thresholds
+        for number in policy.certificate.unranked_stages:
+            warnings.warn(
+                f"the {score} of stage {number} '{self.stages[number - 1].name}' does not rank its "
+                "right answers above its wrong ones any better than chance; try another score, or "
+                "train the stage on more rows",
+                CascadeWarning,
+                stacklevel=2,
+            )
+        tuned = self._calibrated(fitted)
+        self.stages = tuned.stages
+        self._record = dataclasses.replace(
+            tuned._record, score=score, score_parameters=policy.score.parameters
+        )
+        self.routing = policy.routing
+        certificate = dataclasses.replace(
+            policy.certificate,
+            cost_unit=cost,
+            rows_fingerprint=held_out.fingerprint(),
+            artefact_fingerprint=self.fingerprint,
+            versions=self.versions,
+        )
+        self.policy = dataclasses.replace(policy, certificate=certificate)
         self._record = dataclasses.replace(
             self._record,
             cost={"kind": cost, "per_row": costs.mean(axis=0).tolist()},
-            certificate=policy.certificate,
-            data_fingerprint=held_out.fingerprint(),
+            certificate=certificate,
+            data_fingerprint=certificate.rows_fingerprint,
         )
-        return policy
+        return certificate
+
+    def _refuse_unknown(self, targets: Sequence[Target], cost: str, score: str) -> None:
+        if cost not in COSTS:
+            raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
+        if score not in SCORE_NAMES:
+            confidence_score(score)
+        for target in targets:
+            if isinstance(target, MaxSecondsPerRow) and cost != "seconds":
+                raise InputError(
+                    f"{target}, with {cost} as the cost: leave the cost at seconds, or ask for a "
+                    "speed-up"
+                )
+
+    def _refuse_training_rows(self, rows: Rows) -> None:
+        fingerprint = rows.texts_fingerprint()
+        for number, stage in enumerate(self.stages, start=1):
+            if stage.record.trained_on == fingerprint:
+                raise InputError(
+                    f"stage {number} '{stage.name}' was trained on these very rows (fingerprint "
+                    f"{fingerprint[:12]}…), on which it is surer than on any others; give rows "
+                    "that no stage has seen"
+                )
 
     def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
         """The same loaded stages under other calibrations."""
@@ -415,63 +496,89 @@ class Cascade:
         """Classify as transformers' text classification pipeline does.
 
         Returns:
-            One ``{"label": name, "score": probability}`` a row; a list also for one string.
+            One ``{"label": name, "score": probability}`` a row; a list also for one string. The
+            label is None where the cascade abstained.
         """
         out = self.predict(texts, pairs)
         scores = out.probabilities.max(axis=1)
         return [
-            {"label": str(label), "score": float(score)}
+            {"label": str(label) or None, "score": float(score)}
             for label, score in zip(out.labels, scores, strict=True)
         ]
 
     def _predict_window(self, rows: Rows, progress: Progress | None) -> Prediction:
-        count = len(rows)
-        thresholds = self._thresholds_to_run()
-        logits = np.empty((count, len(self.labels)), dtype=np.float32)
-        answered_by = np.zeros(count, dtype=np.int64)
-        score = np.empty(count, dtype=np.float64)
-        truncated = np.zeros(count, dtype=np.bool_)
-        pending = np.arange(count)
-        for number, (stage, threshold) in enumerate(
-            zip(self.stages, thresholds, strict=True), start=1
-        ):
-            if threshold >= NEVER_EXIT:
-                continue
-            tokens = stage.tokenize(rows if len(pending) == count else rows.take(pending))
-            for positions, batch_logits in stage.run(tokens):
-                batch_score = self._score.score(batch_logits)
-                done = batch_score > self._score.compared(threshold)
-                exiting = pending[positions[done]]
-                logits[exiting] = batch_logits[done]
-                score[exiting] = batch_score[done]
-                truncated[exiting] = tokens.truncated[positions[done]]
-                answered_by[exiting] = number
-                if progress:
-                    progress(len(exiting))
-            pending = np.flatnonzero(answered_by == 0)
+        routing, score, last = self._routing_to_run(), self.score, len(self.stages) - 1
+        answers = _Answers.none(len(rows), len(self.labels), len(self.stages))
+        skipped: list[NDArray[np.int64]] = []
+        pending = np.arange(len(rows))
+        for k in np.flatnonzero(routing.runs).tolist():
+            if k == last:
+                pending = np.sort(np.concatenate([pending, *skipped]))
             if not len(pending):
-                break
+                continue
+            stage = self.stages[k]
+            tokens = stage.tokenize(rows if len(pending) == len(rows) else rows.take(pending))
+            # Of the stage right before, which these rows have come through if it was run.
+            neighbour = score.uses_previous and 0 < k < last and routing.runs[k - 1]
+            staying = []
+            for positions, logits in stage.run(tokens):
+                here = pending[positions]
+                confidence = score.score(logits, k, answers.logits[here] if neighbour else None)
+                answers.logits[here] = logits
+                answers.confidence[here] = confidence
+                answers.truncated[here] = tokens.truncated[positions]
+                answers.passed[here, k] = True
+                where = routing.decide(confidence, k, score)
+                staying.append(here[where == STAY])
+                skipped.append(here[where == SKIP])
+                answers.abstained[here[where == ABSTAIN]] = True
+                if progress:
+                    progress(int(((where == EXIT) | (where == ABSTAIN)).sum()))
+            pending = np.sort(np.concatenate(staying))
+        names = np.array([*self.labels, ""])
+        best = np.where(answers.abstained, len(self.labels), answers.logits.argmax(axis=1))
         return Prediction(
-            labels=np.array(self.labels)[logits.argmax(axis=1)],
-            probabilities=softmax(logits),
-            stage=answered_by,
-            confidence=self._score.shown(score),
-            truncated=truncated,
+            labels=names[best],
+            probabilities=softmax(answers.logits),
+            stage=len(self.stages) - answers.passed[:, ::-1].argmax(axis=1),
+            confidence=score.shown(answers.confidence),
+            truncated=answers.truncated,
+            abstained=answers.abstained,
+            passed=answers.passed,
         )
 
-    def _thresholds_to_run(self) -> tuple[float, ...]:
-        """One a stage; the last stage lets every row exit."""
-        thresholds = self.thresholds
-        if thresholds is None:
-            thresholds = (NEVER_EXIT,) * (len(self.stages) - 1)
-            if thresholds:
+    def _routing_to_run(self) -> Thresholds:
+        if self.routing is None:
+            if len(self.stages) > 1:
                 warnings.warn(
                     "this cascade has no thresholds yet, so the last stage answers every row; "
                     "call tune() with held-out rows, or set thresholds",
                     CascadeWarning,
                     stacklevel=4,
                 )
-        return (*thresholds, ALWAYS_EXIT)
+            return Thresholds.last_stage_alone(len(self.stages))
+        return self.routing
+
+
+@dataclasses.dataclass
+class _Answers:
+    """What is known of the rows of one window so far; of each row from its latest stage."""
+
+    logits: NDArray[np.float32]
+    confidence: NDArray[np.float64]
+    truncated: NDArray[np.bool_]
+    abstained: NDArray[np.bool_]
+    passed: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, rows: int, classes: int, stages: int) -> _Answers:
+        return cls(
+            logits=np.zeros((rows, classes), dtype=np.float32),
+            confidence=np.zeros(rows),
+            truncated=np.zeros(rows, dtype=np.bool_),
+            abstained=np.zeros(rows, dtype=np.bool_),
+            passed=np.zeros((rows, stages), dtype=np.bool_),
+        )
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

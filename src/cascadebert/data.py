@@ -14,20 +14,22 @@ from cascadebert.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts, with second texts and label names where there are any; all of one length.
+    """Texts, with second texts, label names and group names where there are any.
 
-    Any sequences will do; they are kept as lists, and integer labels as their names.
+    All are of one length. Any sequences will do; they are kept as lists, and integer labels as
+    their names. Rows of one group belong together, as the sentences of one document do.
     """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None = None
     labels: Sequence[str] | None = None
+    group: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, (str, bytes)):
             raise InputError("the texts of rows are one string; give a list of strings")
         object.__setattr__(self, "texts", list(self.texts))
-        for name in ("pairs", "labels"):
+        for name in ("pairs", "labels", "group"):
             column = getattr(self, name)
             if column is None:
                 continue
@@ -50,16 +52,35 @@ class Rows:
         def pick(column: Sequence[str] | None) -> list[str] | None:
             return None if column is None else [column[i] for i in index]
 
-        return Rows([self.texts[i] for i in index], pick(self.pairs), pick(self.labels))
+        return Rows(
+            [self.texts[i] for i in index], pick(self.pairs), pick(self.labels), pick(self.group)
+        )
 
     def slice(self, start: int, stop: int) -> Rows:
         """The rows from ``start`` up to ``stop``."""
         return self.take(range(start, min(stop, len(self))))
 
     def groups(self) -> list[int]:
-        """A number for each row, the same for rows of the same texts."""
+        """A number for each row, the same for rows of the same texts or of the same group.
+
+        Groups that share a text are one.
+        """
         numbers: dict[tuple[str, str | None], int] = {}
-        return [numbers.setdefault(row, len(numbers)) for row in self.both_texts()]
+        same_text = [numbers.setdefault(row, len(numbers)) for row in self.both_texts()]
+        if self.group is None:
+            return same_text
+        parent: dict[object, object] = {}
+
+        def root(node: object) -> object:
+            while (above := parent.setdefault(node, node)) != node:
+                parent[node] = parent[above]
+                node = above
+            return node
+
+        for number, name in zip(same_text, self.group, strict=True):
+            parent[root(number)] = root((name,))
+        roots: dict[object, int] = {}
+        return [roots.setdefault(root(number), len(roots)) for number in same_text]
 
     def both_texts(self) -> Iterator[tuple[str, str | None]]:
         """Each row's text and second text; None where there are no second texts."""
@@ -71,6 +92,13 @@ class Rows:
         digest = hashlib.sha256()
         for column in (self.texts, self.pairs, self.labels):
             digest.update(json.dumps(column).encode())
+        return digest.hexdigest()
+
+    def texts_fingerprint(self) -> str:
+        """SHA-256 of all texts and second texts, whatever their order and labels."""
+        digest = hashlib.sha256()
+        for row in sorted(map(json.dumps, self.both_texts())):
+            digest.update(row.encode())
         return digest.hexdigest()
 
 

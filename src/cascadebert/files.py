@@ -24,11 +24,15 @@ from cascadebert.formats import STANDARD_STREAM, Record, Unreadable
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read. ``text_pair`` None means: 'text_pair' if it is there."""
+    """Names of the columns to read. ``text_pair`` None means: 'text_pair' if it is there.
+
+    ``group`` names rows that belong together; None: there is no such column.
+    """
 
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class GoodRow:
     text: str
     pair: str | None
     label: str | None
+    group: str | None
     record: Record
 
 
@@ -120,6 +125,8 @@ class RowFile:
             wanted.append(("--text-pair-column", pair))
         if self.with_labels:
             wanted.append(("--label-column", self.columns.label))
+        if self.columns.group:
+            wanted.append(("--group-column", self.columns.group))
         for option, name in wanted:
             if name not in names:
                 raise InputError(
@@ -156,8 +163,14 @@ class RowFile:
             if fault:
                 return f"'{name}' {fault}"
             label = label_name(record[name])
+        group = None
+        if columns.group:
+            group = label_name(record.get(columns.group))
+            if group is None:
+                value = record.get(columns.group)
+                return f"'{columns.group}' is {value!r:.40}, not the name or number of a group"
         pair = record[pair_name] if has_pair else None
-        return GoodRow(number, record[columns.text], pair, label, record)
+        return GoodRow(number, record[columns.text], pair, label, group, record)
 
     def _label_fault(self, value: object) -> str | None:
         label = label_name(value)
@@ -207,7 +220,8 @@ def rows_of(good: Sequence[GoodRow]) -> Rows:
     """Rows for the cascade out of checked rows of one file."""
     pairs = [row.pair for row in good if row.pair is not None]
     labels = [row.label for row in good if row.label is not None]
-    return Rows([row.text for row in good], pairs or None, labels or None)
+    groups = [row.group for row in good if row.group is not None]
+    return Rows([row.text for row in good], pairs or None, labels or None, groups or None)
 
 
 def refuse_bad_rows(

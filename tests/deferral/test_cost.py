@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,27 +17,33 @@ from cascadebert.errors import InputError
 PUBLISHED = [(377, 4.121), (349, 3.213), (321, 2.632), (284, 2.125)]
 
 
+def up_to(stage: Sequence[int] | np.ndarray, stages: int) -> np.ndarray:
+    """All stages up to the one where each row exits."""
+    return np.arange(1, stages + 1) <= np.asarray(stage)[:, None]
+
+
 @pytest.mark.parametrize(("exits", "printed"), PUBLISHED)
 def test_published_speedups(exits: int, printed: float) -> None:
     stage = np.repeat([1, 2], [exits, 408 - exits])
-    assert round(speedup(stage, [2, 12]), 3) == printed
+    assert round(speedup(up_to(stage, 2), [2, 12]), 3) == printed
 
 
 def test_range_of_the_published_pair() -> None:
-    assert speedup([2] * 10, [2, 12]) == pytest.approx(0.857, abs=5e-4)
-    assert speedup([1] * 10, [2, 12]) == 6.0
+    assert speedup([[True, True]] * 10, [2, 12]) == pytest.approx(0.857, abs=5e-4)
+    assert speedup([[True, False]] * 10, [2, 12]) == 6.0
 
 
-def test_stage_that_is_not_run_costs_nothing() -> None:
+def test_stage_that_is_not_passed_costs_nothing() -> None:
     assert runs_stage([1.0, 0.3]).tolist() == [False, True, True]
-    assert row_costs([2, 3, 3], [1, 10, 100], [False, True, True]).tolist() == [10, 110, 110]
-    assert speedup([2] * 5, [2, 12], runs_stage([1.5])) == 1.0
+    passed = [[False, True, False], [False, True, True], [True, False, True]]
+    assert row_costs(passed, [1, 10, 100]).tolist() == [10, 110, 101]
+    assert speedup([[False, True]] * 5, [2, 12]) == 1.0
 
 
 def test_costs_of_each_row() -> None:
     costs = [[1, 10], [2, 20], [3, 30]]
-    assert row_costs([1, 2, 2], costs).tolist() == [1, 22, 33]
-    assert speedup([1, 2, 2], costs) == pytest.approx(60 / 56)
+    assert row_costs(up_to([1, 2, 2], 2), costs).tolist() == [1, 22, 33]
+    assert speedup(up_to([1, 2, 2], 2), costs) == pytest.approx(60 / 56)
 
 
 @given(
@@ -44,10 +52,11 @@ def test_costs_of_each_row() -> None:
 )
 def test_cost_is_the_sum_of_the_stages_passed(stage: list[int], costs: list[float]) -> None:
     expected = [sum(costs[:s]) for s in stage]
-    np.testing.assert_allclose(row_costs(stage, costs), expected)
-    assert speedup(stage, costs) == pytest.approx(len(stage) * costs[-1] / sum(expected))
+    passed = up_to(stage, 4)
+    np.testing.assert_allclose(row_costs(passed, costs), expected)
+    assert speedup(passed, costs) == pytest.approx(len(stage) * costs[-1] / sum(expected))
 
 
 def test_no_rows() -> None:
     with pytest.raises(InputError, match="no rows"):
-        speedup([], [1, 2])
+        speedup(np.empty((0, 2)), [1, 2])

@@ -42,6 +42,12 @@ PairColumnName = Annotated[
     ),
 ]
 LabelColumnName = Annotated[str, typer.Option("--label-column", help="Column with the label.")]
+GroupColumnName = Annotated[
+    str | None,
+    typer.Option(
+        "--group-column", help="Column naming rows that belong together, which are not parted."
+    ),
+]
 RuntimeName = Annotated[str, typer.Option("--runtime", help="Engine: onnx or torch.")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write the result to this file as JSON.")
@@ -51,8 +57,8 @@ ROWS_HELP = (
 )
 
 
-def columns(text: str, pair: str | None, label: str = "label") -> Columns:
-    return Columns(text=text, text_pair=pair, label=label)
+def columns(text: str, pair: str | None, label: str = "label", group: str | None = None) -> Columns:
+    return Columns(text=text, text_pair=pair, label=label, group=group)
 
 
 @contextmanager

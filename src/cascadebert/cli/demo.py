@@ -53,7 +53,7 @@ def demo(
         f"({low:.2f} to {high:.2f} in three timings) and loses "
         f"{100 * evaluation.accuracy_drop:.2f} points of accuracy; on the "
         f"{policy.rows:,} tuning rows it was "
-        f"{100 * (policy.reference_accuracy - policy.accuracy):.2f}, at most 1 was asked for.\n"
+        f"{100 * policy.certificate.accuracy_drop:.2f}, at most 1 was asked for.\n"
         f"The frontier as a picture: {result.picture}\n"
         f"Done in {time.perf_counter() - start:.0f} s. Next:\n\n"
         f"  cascadebert tune {result.cascade} --data {result.validation} --max-drop 0.02\n"

@@ -18,7 +18,7 @@ from cascadebert.errors import InputError
 from cascadebert.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
 from cascadebert.formats import STANDARD_STREAM, RowWriter, checked_format, parquet_types
 
-_RESULT = ("row", "label", "stage", "confidence")
+_RESULT = ("row", "label", "stage", "confidence", "abstained")
 
 
 class OnError(enum.StrEnum):
@@ -69,8 +69,8 @@ def predict(
 ) -> None:
     """Classify every row of a file; the input is checked as a whole before anything is written.
 
-    A row of the output has the row's number in the input (from 0), the label,
-    the stage that answered (from 1) and its confidence.
+    A row of the output has the row's number in the input (from 0), the label, the stage that
+    answered (from 1), its confidence, and whether it abstained; then there is no label.
 
     [bold]Examples[/]
 
@@ -106,13 +106,14 @@ def predict(
                 if isinstance(row, BadRow):
                     values = {"row": row.number, "place": row.place, "reason": row.reason}
                     reasons.write([values])
-        exits, truncated = np.zeros(len(cascade.stages), dtype=np.int64), 0
+        exits, truncated, abstained = np.zeros(len(cascade.stages), dtype=np.int64), 0, 0
         start = time.perf_counter()
         with console.progress_bar("classifying", good) as progress:
             for rows in batched((r for r in file if isinstance(r, GoodRow)), DEFAULT_WINDOW):
                 out = cascade.predict(rows_of(rows), progress=progress)
                 writer.write(list(_records(rows, out, kept, shown_labels)))
-                exits += np.bincount(out.stage - 1, minlength=len(exits))
+                exits += np.bincount(out.stage[~out.abstained] - 1, minlength=len(exits))
+                abstained += int(out.abstained.sum())
                 truncated += int(out.truncated.sum())
         seconds = time.perf_counter() - start
     summary = {
@@ -120,6 +121,7 @@ def predict(
         "bad_rows": bad,
         "truncated": truncated,
         "exit_fractions": (exits / good).tolist(),
+        "abstained": abstained / good,
         "seconds": seconds,
         "rows_per_second": good / seconds,
     }
@@ -173,9 +175,10 @@ def _records(
     for i, row in enumerate(rows):
         record: dict[str, Any] = {
             "row": row.number,
-            "label": str(out.labels[i]),
+            "label": None if out.abstained[i] else str(out.labels[i]),
             "stage": int(out.stage[i]),
             "confidence": float(out.confidence[i]),
+            "abstained": bool(out.abstained[i]),
         }
         for label, value in zip(labels, out.probabilities[i].tolist(), strict=False):
             record[f"probability_{label}"] = value
@@ -193,6 +196,8 @@ def _print_summary(cascade: Cascade, summary: dict[str, Any], errors_file: str |
         f"{summary['rows']:,} rows in {summary['seconds']:.1f} s, "
         f"{summary['rows_per_second']:,.0f} rows/s; answered by {shares}"
     ]
+    if summary["abstained"]:
+        lines.append(f"{summary['abstained']:.1%} of the rows got no answer")
     if summary["truncated"]:
         lines.append(f"{summary['truncated']:,} rows were longer than the stage reads, and cut")
     if summary["bad_rows"]:

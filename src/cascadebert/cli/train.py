@@ -16,7 +16,7 @@ from cascadebert.artifact import RECORD_FILE, REPORT, TRAINING, refuse_other_fol
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.cli.evaluate import evaluation_table
-from cascadebert.cli.tune import chosen_target
+from cascadebert.cli.tune import chosen_targets
 from cascadebert.errors import InputError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
 from cascadebert.evaluation.report import read_training, write_report
@@ -198,7 +198,7 @@ def train(
     """
     if max_drop is None and speedup is None:
         max_drop = 0.005
-    target = chosen_target(max_drop=max_drop, speedup=speedup)
+    targets = chosen_targets(max_drop=max_drop, speedup=speedup)
     console.refuse_targets(train_file, json_file)
     names = console.columns(text_column, text_pair_column, label_column)
     rows = read_rows(train_file, names, with_labels=True)
@@ -259,7 +259,7 @@ def train(
             train_dataset=rows,
             eval_dataset=validation,
             recipe=recipe,
-            target=target,
+            target=targets,
             cost=cost,
             output_dir=work or output / TRAINING,
             callbacks=callbacks,

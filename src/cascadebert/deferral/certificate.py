@@ -10,17 +10,20 @@ vector passes which does not keep the promise is at most the level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascadebert.deferral.shift import Seen
 from cascadebert.errors import InputError
 
 CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE = "certified", "not certified", "do not cascade"
+ESTIMATED = "estimated"
+VERDICTS = (CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE, ESTIMATED)
 FEWEST_ROWS = 20
 PROPOSING_SHARE = 0.3
 
@@ -30,59 +33,149 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What is promised of a cascade, and on what grounds.
+class Promise:
+    """One target, and what was seen of it.
 
     Attributes:
-        target: kind of the target.
+        target: its kind.
         value: the number in it.
-        promise: both in words.
-        confidence: 1 minus the chance that a promise is made and does not hold.
-        verdict: "certified"; "not certified", then the thresholds are the safe ones; or "do not
-            cascade", where no thresholds that keep the promise are cheaper than a single stage.
-        rows_proposing, rows_certifying: held-out rows for either.
-        observed: what the target is about, as seen in the certifying rows under the chosen
-            thresholds.
-        p_value: of the chosen thresholds; 0 where they keep the promise by what they are.
-        more_rows: about how many more held-out rows would have certified the thresholds that the
-            proposing rows found best; None where there is no need, or where no number would do.
+        label: the label that it is about, if it is about one.
+        words: all that in words.
+        observed: what it is about, as seen in the rows that the figures are of; None where no row
+            tells.
+        p_value: of the chosen thresholds; 0 where they keep the promise by what they are; None
+            where nothing was tested.
     """
 
     target: str
     value: float
-    promise: str
-    confidence: float
+    label: str | None
+    words: str
+    observed: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised of a cascade, on what grounds, and what it is worth.
+
+    Attributes:
+        verdict: "certified"; "not certified", then the thresholds are the safe ones; "do not
+            cascade", where no thresholds that keep the promise are cheaper than a single stage; or
+            "estimated", where no promise was asked for.
+        confidence: 1 minus the chance that a promise is made and does not hold; None where none
+            was asked for.
+        promises: the targets, which hold all together.
+        rows_proposing, rows_certifying: held-out rows for either. The figures below are of the
+            rows that certify; without a promise of all rows, which chose the thresholds themselves.
+        more_rows: about how many more held-out rows would have certified the thresholds that the
+            proposing rows found best; None where there is no need, or where no number would do.
+        score: name of the confidence score.
+        thresholds, skip_thresholds, abstain_threshold: see
+            :class:`~cascadebert.deferral.routing.Thresholds`.
+        accuracy, reference_accuracy: of the cascade and of the last stage alone; where no target
+            needs labels, the agreement with the last stage, and 1.
+        cost, reference_cost: mean of a row, in the unit ``cost_unit``, if that is known.
+        exit_fractions: share of the rows that each stage answers.
+        abstained: share of the rows that get no answer.
+        unranked_stages: numbers of the stages, from 1, whose confidence was not seen to rank
+            right answers above wrong ones.
+        rows_fingerprint: of all held-out rows.
+        artefact_fingerprint: of all that decides the cascade's answers.
+        versions: of the engine and what else decides the answers.
+        seen: how the certifying rows went through the cascade, for
+            :mod:`cascadebert.deferral.shift`.
+    """
+
     verdict: str
+    confidence: float | None
+    promises: tuple[Promise, ...]
     rows_proposing: int
     rows_certifying: int
-    observed: float
-    p_value: float
     more_rows: int | None
+    score: str
+    thresholds: tuple[float, ...]
+    skip_thresholds: tuple[float, ...]
+    abstain_threshold: float
+    accuracy: float
+    reference_accuracy: float
+    cost: float
+    reference_cost: float
+    exit_fractions: tuple[float, ...]
+    abstained: float
+    unranked_stages: tuple[int, ...] = ()
+    cost_unit: str | None = None
+    rows_fingerprint: str | None = None
+    artefact_fingerprint: str | None = None
+    versions: Mapping[str, str] | None = None
+    seen: Seen | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+        """A certificate out of what :func:`dataclasses.asdict` made of it, tuples or lists.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is not one.
+        """
+        lists = ("thresholds", "skip_thresholds", "exit_fractions", "unranked_stages")
+        certificate = cls(
+            **{
+                **values,
+                **{name: tuple(values[name]) for name in lists},
+                "promises": tuple(Promise(**promise) for promise in values["promises"]),
+                "seen": values.get("seen") and Seen.from_dict(values["seen"]),
+            }
+        )
+        if certificate.verdict not in VERDICTS:
+            raise ValueError(f"verdict is {certificate.verdict!r}")
+        return certificate
 
     @property
     def certified(self) -> bool:
         return self.verdict == CERTIFIED
 
+    @property
+    def speedup(self) -> float:
+        """Cost of the last stage alone over the cost of the cascade."""
+        return self.reference_cost / self.cost
+
+    @property
+    def accuracy_drop(self) -> float:
+        return self.reference_accuracy - self.accuracy
+
     def words(self) -> str:
         """The certificate as prose: what is promised, on what grounds, and for what rows."""
-        level = f"{self.confidence:.4g}"
-        seen = (
-            f"On the {self.rows_certifying} rows that did not choose them it was "
-            f"{self.observed:.4f} (p = {self.p_value:.2g})."
-        )
-        grounds = (
-            "This holds for rows drawn as the held-out rows were, and for the stages as they are "
-            "saved; it does not hold when the rows that come in change."
-        )
-        if self.verdict == CERTIFIED:
-            return (
-                f"Certified with confidence {level}: these thresholds keep {self.promise}. {seen} "
-                f"{grounds}"
+        wanted = " and ".join(promise.words for promise in self.promises)
+        parts = [self._verdict_in_words(wanted)]
+        if self.verdict != NOT_CERTIFIED:
+            parts.append(self._observed_in_words())
+        parts.append(self._cost_in_words())
+        if self.unranked_stages:
+            numbers = ", ".join(map(str, self.unranked_stages))
+            parts.append(
+                f"The confidence of stage {numbers} was not seen to rank right answers above wrong "
+                "ones, so there is little to gain from it."
             )
+        if self.verdict in (CERTIFIED, DO_NOT_CASCADE):
+            parts.append(
+                "This holds for rows drawn as the held-out rows were, and for the stages as they "
+                "are saved; it does not hold when the rows that come in change."
+            )
+        return " ".join(parts)
+
+    def _verdict_in_words(self, wanted: str) -> str:
+        level = f"{self.confidence or 0:.4g}"
+        if self.verdict == ESTIMATED:
+            return (
+                f"Nothing is promised: these thresholds were chosen for {wanted} on the very rows "
+                "that the figures are of, so expect a little less of others."
+            )
+        if self.verdict == CERTIFIED:
+            return f"Certified with confidence {level}: these thresholds keep {wanted}."
         if self.verdict == DO_NOT_CASCADE:
             return (
-                f"Do not cascade: a single stage is the better buy for {self.promise}, and these "
-                f"thresholds use it alone. {seen}"
+                f"Do not cascade: a single stage is the better buy for {wanted}, and these "
+                f"thresholds use it alone; that is certified with confidence {level}."
             )
         if self.more_rows is None:
             hope = "More rows like these would hardly change that; ask for less"
@@ -90,8 +183,31 @@ class Certificate:
             hope = f"About {self.more_rows} more held-out rows would do, if they are like these"
         return (
             f"Not certified with confidence {level}: no thresholds but the safest could be shown "
-            f"to keep {self.promise}, so the safest are set. {hope}."
+            f"to keep {wanted}, so the safest are set. {hope}."
         )
+
+    def _observed_in_words(self) -> str:
+        seen = [
+            "nothing"
+            if promise.observed is None
+            else f"{promise.observed:.4f}"
+            + ("" if promise.p_value is None else f" (p = {promise.p_value:.2g})")
+            for promise in self.promises
+        ]
+        rows = (
+            f"the {self.rows_certifying} rows that did not choose them"
+            if self.rows_certifying
+            else f"these {self.rows_proposing} rows"
+        )
+        return f"On {rows} it was {', '.join(seen)}."
+
+    def _cost_in_words(self) -> str:
+        unit = f" {self.cost_unit}" if self.cost_unit else ""
+        text = (
+            f"A row costs {self.cost:.3g}{unit} on average, {self.reference_cost:.3g} with the "
+            f"last stage alone: a speed-up of {self.speedup:.2f}."
+        )
+        return text + (f" {self.abstained:.1%} get no answer." if self.abstain_threshold else "")
 
 
 def walk(path: Sequence[T], p_value: Callable[[T], float], level: float) -> list[float]:
@@ -136,11 +252,11 @@ def split_rows(
             f"{count} {kind} are too few to certify anything; give {FEWEST_ROWS} at the very least "
             "(hundreds, for a promise of a few per cent), or confidence=None for an estimate"
         )
-    order = np.random.default_rng(seed).permutation(count)
-    place = np.empty(count, dtype=np.int64)
-    place[order] = np.arange(count)
-    proposing = place[group] < round(count * PROPOSING_SHARE)
-    return np.flatnonzero(proposing), np.flatnonzero(~proposing)
+    random = np.random.default_rng(seed)
+    proposing = random.permutation(count)[group] < round(count * PROPOSING_SHARE)
+    # In an order that nothing depends on, as tests that bet on one row after the other need it.
+    order = random.permutation(rows)
+    return np.flatnonzero(proposing), order[~proposing[order]]
 
 
 def rows_needed(losses: NDArray[np.float64], limit: float, level: float) -> int | None:

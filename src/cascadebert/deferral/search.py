@@ -1,207 +1,329 @@
 """The search for thresholds that no others beat, on rows that every stage has answered.
 
-Any vector of thresholds can be replayed exactly. The best ones lie on the frontier of accuracy
-against cost, and are found by coordinate ascent on accuracy - price * cost for a range of prices:
-with all other thresholds fixed, one pass over the rows sorted by score gives the exact optimum of
-one threshold. A target then picks from the frontier, and the same exact passes close the gap to it.
+Any thresholds can be replayed exactly. The best ones lie on the frontier of answers against cost,
+and are found by coordinate ascent on merit - price * cost for a range of prices: with all other
+thresholds fixed, one pass over the rows sorted by score gives the exact optimum of one threshold.
+With many rows the prices are scanned on a sample. A target then picks from the frontier, and the
+same exact passes, on all rows, close the gap to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.deferral.confidence import ConfidenceScore, Floats
-from cascadebert.deferral.cost import NEVER_EXIT, row_costs, runs_stage
-from cascadebert.deferral.targets import OperatingPoint
+from cascadebert.deferral.confidence import Floats
+from cascadebert.deferral.cost import NEVER_EXIT
+from cascadebert.deferral.policy import OperatingPoint
+from cascadebert.deferral.replay import Knob, Replay
+from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
+from cascadebert.deferral.targets import Target
 
-ALWAYS_EXIT = 0.0
 _PRICES = np.geomspace(1e-3, 10, 41)
+_RATIOS = (0.0625, 0.25, 1.0, 4.0, 16.0)
 _MOST_ROUNDS = 20
+_SCANNED_ROWS = 5_000
+_MOST_POINTS = 400
+_PAIRED_ROWS = 1_500
+_MOST_STARTS = 4
+# Every value on a few dozen rows, fewer where they lie close together.
+_PAIR_STEPS = (64, 16)
+_FEW_ROWS = 300
+_SKIPPING_PAYS = 0.01
+_ROUNDING = 1e-12
 
 
-def exit_stages(
-    scores: Floats, thresholds: Sequence[float], score: ConfidenceScore
-) -> NDArray[np.int64]:
-    """The first stage whose score is above its threshold, counted from 1; else the last.
-
-    Args:
-        scores: one row of scores a stage but the last, shape (stages - 1, rows).
-        thresholds: one a stage but the last, on the shown scale.
-        score: the confidence score that the scores are of.
-
-    Returns:
-        int64 of shape (rows,).
-    """
-    limits = score.compared(np.asarray(thresholds, dtype=np.float64))
-    last = np.ones((1, scores.shape[1]), dtype=np.bool_)
-    stage: NDArray[np.int64] = np.vstack([scores > limits[:, None], last]).argmax(axis=0) + 1
-    return stage
-
-
-class Replay:
-    """All outcomes of all stages on the held-out rows, to try thresholds on.
+@dataclass(frozen=True)
+class Point:
+    """Thresholds and what they give on the rows that they were tried on.
 
     Attributes:
-        scores: shape (stages - 1, rows). correct: shape (stages, rows).
-        costs: shape (rows, stages). score: the confidence score.
+        thresholds: the thresholds.
+        means: of the search's tables, shape (tables,); the first is the share of right answers.
+        cost: mean of a row.
     """
 
-    def __init__(
-        self, scores: Floats, correct: NDArray[np.bool_], costs: Floats, score: ConfidenceScore
-    ) -> None:
-        self.scores = scores
-        self.correct = correct
-        self.costs = costs
-        self.score = score
-        self._descending = [np.argsort(-row, kind="stable") for row in scores]
+    thresholds: Thresholds
+    means: Floats
+    cost: float
 
-    def take(self, rows: NDArray[np.int64]) -> Replay:
-        """The same stages on some of the rows."""
-        return Replay(self.scores[:, rows], self.correct[:, rows], self.costs[rows], self.score)
 
-    def part_way(self, thresholds: Sequence[float], share: float) -> tuple[float, ...]:
-        """Thresholds that only this share of the rows is above that is above the given ones."""
-        limits = self.score.compared(np.asarray(thresholds, dtype=np.float64))
-        result = []
-        for scores, order, limit in zip(self.scores, self._descending, limits, strict=True):
-            wanted = round(share * int((scores > limit).sum()))
-            if wanted == 0:
-                result.append(NEVER_EXIT)
-                continue
-            last, following = scores[order[wanted - 1]], scores[order[wanted : wanted + 1]]
-            below = float(following[0]) if len(following) else -np.inf
-            middle = (last + below) / 2 if np.isfinite(last + below) else max(below, limit)
-            result.append(float(self.score.shown(middle)))
-        return tuple(result)
+@dataclass(frozen=True)
+class Choices:
+    """Every value of one threshold that makes a difference, all others fixed.
 
-    def outcome(
-        self, thresholds: Sequence[float], first: int = 0
-    ) -> tuple[NDArray[np.bool_], Floats]:
-        """Of each row: whether the answer is right and what it costs, from stage ``first`` on."""
-        stage = exit_stages(self.scores[first:], thresholds[first:], self.score)
-        runs = runs_stage(thresholds[first:])
-        right: NDArray[np.bool_] = np.take_along_axis(
-            self.correct[first:], stage[None] - 1, axis=0
-        )[0]
-        return right, row_costs(stage, self.costs[:, first:], runs)
+    Attributes:
+        values: of the threshold, shape (choices,).
+        means: of the search's tables, shape (tables, choices).
+        costs: mean of a row, shape (choices,).
+    """
 
-    def point(self, thresholds: tuple[float, ...]) -> OperatingPoint:
-        right, cost = self.outcome(thresholds)
-        return OperatingPoint(thresholds, float(right.mean()), float(cost.mean()))
+    values: Floats
+    means: Floats
+    costs: Floats
 
-    def sweep(self, thresholds: tuple[float, ...], k: int) -> tuple[Floats, Floats, Floats]:
-        """Every choice of threshold ``k`` (from 0) that makes a difference, all others fixed.
 
-        Returns:
-            Thresholds, accuracies and mean costs, each of shape (choices,).
+class Search:
+    """Thresholds for a number of targets on rows that propose.
+
+    Args:
+        replay: the rows.
+        targets: what is wanted, together.
+    """
+
+    def __init__(self, replay: Replay, targets: Sequence[Target]) -> None:
+        self.replay = replay
+        self.targets = list(targets)
+        rows = replay.rows
+        self._tables = np.concatenate(
+            [rows.right[None].astype(np.float64), *(target.tables(rows) for target in targets)]
+        )
+        stages = rows.stages
+        self._knobs = [Knob("exits", k) for k in reversed(range(stages - 1))]
+        if any(target.abstains for target in targets):
+            self._knobs.insert(0, Knob("abstain", stages - 1))
+        self.minimises_cost = not all(target.on_cost for target in targets)
+
+    def point(self, thresholds: Thresholds) -> Point:
+        routes = self.replay.routes(thresholds)
+        means = np.take_along_axis(self._tables, routes.end[None, None], axis=1)[:, 0].mean(axis=1)
+        return Point(thresholds, means, float(routes.cost.mean()))
+
+    @cached_property
+    def reference(self) -> Point:
+        return self.point(Thresholds.last_stage_alone(self.replay.rows.stages))
+
+    def rank(self, means: Floats, costs: Floats) -> tuple[Floats, Floats, Floats]:
+        """Sort keys of choices, best first: by how much targets are missed, then by what is left.
+
+        Args:
+            means: shape (tables, choices).
+            costs: shape (choices,).
         """
-        reached = exit_stages(self.scores[:k], thresholds[:k], self.score) > k
-        order = self._descending[k][reached[self._descending[k]]]
-        right, cost = self.outcome(thresholds)
-        right_later, cost_later = self.outcome(thresholds, first=k + 1)
-        spent = row_costs(
-            np.full(len(order), k + 1), self.costs[order, : k + 1], runs_stage(thresholds[:k])
+        missed = np.zeros(len(costs))
+        start = 1
+        for target in self.targets:
+            stop = start + len(target.tables(self.replay.rows))
+            risk = target.risk(means[start:stop], costs, self.replay.rows)
+            missed = np.maximum(missed, np.where(risk > _ROUNDING, risk, 0.0))
+            start = stop
+        keys = (costs, -means[0]) if self.minimises_cost else (-means[0], costs)
+        return missed, *keys
+
+    def misses(self, point: Point) -> bool:
+        """Whether a point misses one of the targets on these rows."""
+        return self._rank_of(point)[0] > 0
+
+    def coverage_of_last_stage(self) -> float:
+        """Share of the rows that the last stage alone can answer within the targets."""
+        knob = Knob("abstain", self.replay.rows.stages - 1)
+        choices = self.sweep(self.reference.thresholds, knob, self._tables)
+        met = self.rank(choices.means, choices.costs)[0] == 0
+        answered = [
+            self.replay.outcome(knob.set(self.reference.thresholds, float(value))).answered.mean()
+            for value in choices.values[met][-1:]
+        ]
+        return float(max(answered, default=0.0))
+
+    def shown(self, points: Sequence[Point]) -> tuple[OperatingPoint, ...]:
+        """The frontier of accuracy against cost."""
+        keep = _undominated(
+            np.array([point.means[0] for point in points]),
+            np.array([point.cost for point in points]),
         )
-        own = self.costs[order, k]
-
-        def totals(exiting: Floats, deferred: Floats, rest: float) -> Floats:
-            """Mean over all rows, for 0, 1, 2, ... exits in the order of the scores."""
-            gain: Floats = np.concatenate([[0.0], np.cumsum(exiting - deferred)])
-            mean: Floats = (rest + deferred.sum() + gain) / len(reached)
-            return mean
-
-        accuracy = totals(
-            self.correct[k][order].astype(np.float64),
-            right_later[order].astype(np.float64),
-            float(right[~reached].sum()),
+        return tuple(
+            OperatingPoint(points[i].thresholds.exits, float(points[i].means[0]), points[i].cost)
+            for i in keep
         )
-        mean_cost = totals(spent, spent + cost_later[order], float(cost[~reached].sum()))
-        # With no exits the stage is not run at all.
-        mean_cost[0] -= own.sum() / len(reached)
-        limits, valid = self._cuts(self.scores[k][order])
-        return limits[valid], accuracy[valid], mean_cost[valid]
 
-    def _cuts(self, descending: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Thresholds between neighbouring scores, and whether each really parts them."""
-        above, below = descending[:-1], descending[1:]
-        # A score of given probabilities may be infinite: exactly 1 and 0.
-        gap = np.where(np.isinf(above), 2.0, above - np.where(np.isinf(below), 0.0, below))
-        between = self.score.shown(below + gap / 2)
-        compared = self.score.compared(between)
-        parts = (below <= compared) & (compared < above) & (between < NEVER_EXIT)
-        if not len(descending):
-            return np.array([NEVER_EXIT]), np.array([True])
-        limits = np.concatenate([[NEVER_EXIT], between, [ALWAYS_EXIT]])
-        return limits, np.concatenate([[True], parts, [True]])
+    def _rank_of(self, point: Point) -> tuple[float, ...]:
+        keys = self.rank(point.means[:, None], np.array([point.cost]))
+        return tuple(float(key[0]) for key in keys)
 
+    def sweep(self, thresholds: Thresholds, knob: Knob, tables: Floats) -> Choices:
+        """Try every value of one threshold.
 
-def frontier(replay: Replay, unit: float) -> list[OperatingPoint]:
-    """The operating points found that no other beats, by rising cost."""
-    stages = len(replay.scores)
-    safest, cheapest = (NEVER_EXIT,) * stages, (ALWAYS_EXIT,) * stages
-    visited = {safest, cheapest}
-    for start, prices in ((safest, _PRICES), (cheapest, _PRICES[::-1])):
-        thresholds = start
-        for price in prices:
-            thresholds = _ascend(replay, thresholds, price / unit)
-            visited.add(thresholds)
-    points = [replay.point(thresholds) for thresholds in visited]
-    for thresholds in visited:
-        for k in range(stages):
-            points.extend(_best_nearby(replay, thresholds, k))
-    keep = _undominated(
-        np.array([point.accuracy for point in points]), np.array([point.cost for point in points])
-    )
-    return [points[i] for i in keep]
-
-
-def _best_nearby(replay: Replay, thresholds: tuple[float, ...], k: int) -> list[OperatingPoint]:
-    """The choices of threshold ``k`` that no other choice beats."""
-    limits, accuracies, costs = replay.sweep(thresholds, k)
-    return [
-        OperatingPoint(
-            (*thresholds[:k], float(limits[i]), *thresholds[k + 1 :]),
-            float(accuracies[i]),
-            float(costs[i]),
+        Args:
+            thresholds: the others are taken from here.
+            knob: the one to vary.
+            tables: to take the means of, shape (tables, stages + 1, rows).
+        """
+        replay = self.replay
+        if knob.kind == "exits":
+            thresholds = knob.set(thresholds, 0.5)
+        order, high, low = replay.two_ways(thresholds, knob)
+        routes = replay.routes(thresholds)
+        others = np.setdiff1d(np.arange(len(replay.rows)), order, assume_unique=True)
+        low_entries = _entries(tables, low.end, order)
+        means = _cumulated(
+            _entries(tables, high.end, order) - low_entries,
+            low_entries.sum(axis=1) + _entries(tables, routes.end[others], others).sum(axis=1),
         )
-        for i in _undominated(accuracies, costs)
-    ]
+        costs = _cumulated(
+            (high.cost - low.cost)[None], low.cost.sum() + routes.cost[others].sum(keepdims=True)
+        )[0]
+        means, costs = means / len(replay.rows), costs / len(replay.rows)
+        values, parts = replay.cuts(thresholds, knob, order)
+        if knob.kind == "exits":
+            # Where nothing exits the stage is not run, which changes more than this threshold.
+            without = replay.routes(knob.set(thresholds, NEVER_EXIT))
+            means[:, 0] = _entries(tables, without.end, slice(None)).mean(axis=1)
+            costs[0] = without.cost.mean()
+        return Choices(values[parts], means[:, parts], costs[parts])
+
+    # The frontier
+
+    def frontier(self) -> list[Point]:
+        """The points found that no other beats, by rising cost.
+
+        With several targets on answers there is no one frontier; points of several mixtures of
+        them are put together.
+        """
+        scan = self._sample(_SCANNED_ROWS)
+        found: set[Thresholds] = set()
+        for weights in _mixtures(len(self._tables) - 1):
+            found |= scan._scan(weights)
+        return [self.point(thresholds) for thresholds in found]
+
+    def _sample(self, most: int) -> Search:
+        """The same search on so many of the rows."""
+        rows = len(self.replay.rows)
+        if rows <= most:
+            return self
+        chosen = np.sort(np.random.default_rng(0).permutation(rows)[:most])
+        return Search(self.replay.take(chosen), self.targets)
+
+    def _scan(self, weights: Floats) -> set[Thresholds]:
+        """Thresholds on the frontier of a weighted mean of tables against cost."""
+        merit = self._merit(weights)
+        unit = self.reference.cost
+        safest = Thresholds.last_stage_alone(self.replay.rows.stages)
+        cheapest = Thresholds((ALWAYS_EXIT,) * len(safest.exits))
+        visited = {safest, cheapest}
+        for thresholds, prices in ((safest, _PRICES), (cheapest, _PRICES[::-1])):
+            for price in prices:
+                thresholds = self._ascend(thresholds, merit, price / unit)
+                visited.add(thresholds)
+        points: list[tuple[Thresholds, Knob | None, float]] = [(t, None, 0.0) for t in visited]
+        replayed = [self.replay.routes(thresholds) for thresholds in visited]
+        merits = [_entries(merit, r.end, slice(None)).mean(axis=1) for r in replayed]
+        costs = [np.array([r.cost.mean()]) for r in replayed]
+        for thresholds in visited:
+            for knob in self._knobs:
+                choices = self.sweep(thresholds, knob, merit)
+                keep = _undominated(choices.means[0], choices.costs)
+                points.extend((thresholds, knob, float(choices.values[i])) for i in keep)
+                merits.append(choices.means[0, keep])
+                costs.append(choices.costs[keep])
+        keep = _undominated(np.concatenate(merits), np.concatenate(costs))
+        if len(keep) > _MOST_POINTS:
+            keep = keep[np.unique(np.linspace(0, len(keep) - 1, _MOST_POINTS).round().astype(int))]
+        chosen = [points[i] for i in keep]
+        return {t if knob is None else knob.set(t, value) for t, knob, value in chosen}
+
+    def _merit(self, weights: Floats) -> Floats:
+        """One table to make as large as can be, shape (1, stages + 1, rows)."""
+        if not len(weights):
+            return self._tables[:1]
+        return -np.tensordot(weights, self._tables[1:], axes=1)[None]
+
+    def _ascend(self, thresholds: Thresholds, merit: Floats, price: float) -> Thresholds:
+        """Climb merit - price * cost, one threshold at a time, the last stage's first."""
+        for _ in range(_MOST_ROUNDS):
+            previous = thresholds
+            for knob in self._knobs:
+                choices = self.sweep(thresholds, knob, merit)
+                best = np.argmax(choices.means[0] - price * choices.costs)
+                thresholds = knob.set(thresholds, float(choices.values[best]))
+            if thresholds == previous:
+                break
+        return thresholds
+
+    # The best point
+
+    def best(self, points: Sequence[Point]) -> Point:
+        """The best of what is near the points, starting from the best for each set of stages."""
+        starts: dict[bytes, Point] = {}
+        for point in sorted(points, key=self._rank_of):
+            starts.setdefault(point.thresholds.runs.tobytes(), point)
+        first = list(starts.values())[:_MOST_STARTS]
+        sample = self._sample(_PAIRED_ROWS)
+        near = [sample._polish(point, sample._knobs, pairs=True) for point in first]
+        return min(
+            (self._polish(point, self._knobs) for point in [first[0], *near]), key=self._rank_of
+        )
+
+    def with_skips(self, best: Point) -> Point:
+        """The best point with rows going straight to the last stage, if that pays."""
+        stages = range(len(best.thresholds.skips))
+        skips = [Knob("skips", k) for k in stages if best.thresholds.exits[k] < NEVER_EXIT]
+        other = self._polish(best, [*skips, *self._knobs])
+        missed, cost, *_ = self._rank_of(other)
+        pays = cost < self._rank_of(best)[1] - _SKIPPING_PAYS * abs(best.cost)
+        return other if missed == 0 and pays else best
+
+    def _polish(self, best: Point, knobs: Sequence[Knob], pairs: bool = False) -> Point:
+        """Move one threshold at a time, or also two, as long as that ranks better."""
+        best = self.point(best.thresholds)
+        improved = True
+        while improved:
+            improved = False
+            for start, knob in self._moves(best.thresholds, knobs, pairs):
+                choices = self.sweep(start, knob, self._tables)
+                first = np.lexsort(self.rank(choices.means, choices.costs)[::-1])[0]
+                candidate = self.point(knob.set(start, float(choices.values[first])))
+                if self._rank_of(candidate) < self._rank_of(best):
+                    best, improved = candidate, True
+                    break
+        return best
+
+    def _moves(
+        self, thresholds: Thresholds, knobs: Sequence[Knob], pairs: bool
+    ) -> Iterator[tuple[Thresholds, Knob]]:
+        """Thresholds to start from, and one to sweep from there."""
+        for knob in knobs:
+            yield thresholds, knob
+        for first, second in itertools.permutations(knobs, 2) if pairs else ():
+            values = self.sweep(thresholds, first, self._tables).values
+            most = _PAIR_STEPS[len(self.replay.rows) > _FEW_ROWS]
+            steps = np.linspace(0, len(values) - 1, min(len(values), most))
+            for value in values[steps.round().astype(int)]:
+                yield first.set(thresholds, float(value)), second
 
 
-def _undominated(accuracies: Floats, costs: Floats) -> NDArray[np.int64]:
+def _mixtures(tables: int) -> Iterator[Floats]:
+    """Weights of tables for the scans: all in proportions of powers of a number."""
+    if tables < 2:
+        yield np.ones(tables)
+        return
+    for ratios in itertools.product(_RATIOS, repeat=min(tables, 3) - 1):
+        weights = np.ones(tables)
+        weights[1 : len(ratios) + 1] = ratios
+        yield weights
+
+
+def _entries(tables: Floats, ends: NDArray[np.int64], rows: NDArray[np.int64] | slice) -> Floats:
+    """Entries for rows by where they end, shape (tables, rows)."""
+    chosen = tables[:, :, rows]
+    result: Floats = np.take_along_axis(chosen, ends[None, None], axis=1)[:, 0]
+    return result
+
+
+def _cumulated(gains: Floats, start: Floats) -> Floats:
+    """Start, start + gain, ... along the last axis: shape (tables, choices)."""
+    sums = np.zeros((len(gains), gains.shape[1] + 1))
+    np.cumsum(gains, axis=1, out=sums[:, 1:])
+    result: Floats = sums + np.asarray(start)[:, None]
+    return result
+
+
+def _undominated(merits: Floats, costs: Floats) -> NDArray[np.int64]:
     """Positions of the points that no other beats, by rising cost."""
-    order = np.lexsort((-accuracies, costs))
-    best_so_far = np.maximum.accumulate(accuracies[order])
+    order = np.lexsort((-merits, costs))
+    best_so_far = np.maximum.accumulate(merits[order])
     return order[np.diff(best_so_far, prepend=-np.inf) > 0]
-
-
-def _ascend(replay: Replay, thresholds: tuple[float, ...], price: float) -> tuple[float, ...]:
-    """Climb accuracy - price * cost, one threshold at a time, the last stage's first."""
-    for _ in range(_MOST_ROUNDS):
-        previous = thresholds
-        for k in reversed(range(len(thresholds))):
-            limits, accuracies, costs = replay.sweep(thresholds, k)
-            choice = float(limits[np.argmax(accuracies - price * costs)])
-            thresholds = (*thresholds[:k], choice, *thresholds[k + 1 :])
-        if thresholds == previous:
-            break
-    return thresholds
-
-
-def polish(
-    replay: Replay, best: OperatingPoint, rank: Callable[[OperatingPoint], tuple[float, ...]]
-) -> OperatingPoint:
-    """Move one threshold at a time as long as that ranks better."""
-    best = replay.point(best.thresholds)
-    improved = True
-    while improved:
-        improved = False
-        for k in range(len(best.thresholds)):
-            nearby = min(_best_nearby(replay, best.thresholds, k), key=rank)
-            candidate = replay.point(nearby.thresholds)
-            if rank(candidate) < rank(best):
-                best, improved = candidate, True
-    return best

@@ -76,7 +76,9 @@ def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
 
     # Held-out rows choose the threshold: lose at most one point of accuracy.
     with progress_bar("tuning", len(validation) * len(checkpoints)) as progress:
-        policy = cascade.tune(validation, MaxDrop(0.01), confidence=None, progress=progress)
+        cascade.tune(validation, MaxDrop(0.01), confidence=None, progress=progress)
+    policy = cascade.policy
+    assert policy is not None
     cascade.save_pretrained(folder / "cascade")
 
     # Other rows tell what it is worth. Three timings in turn: twice three passes, and L3 alone.

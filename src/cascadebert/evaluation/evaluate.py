@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 from cascadebert.cascade import Cascade, Prediction
 from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import logit
-from cascadebert.deferral.cost import runs_stage, speedup
+from cascadebert.deferral.cost import speedup
 from cascadebert.errors import InputError
-from cascadebert.evaluation.metrics import aurc, brier, dis, ece, nll
+from cascadebert.evaluation.metrics import (
+    aurc,
+    brier,
+    dis,
+    ece,
+    macro_f1,
+    matthews_correlation,
+    nll,
+)
 
 _WARM_UP_ROWS = 8
 # A probability of 0 would make the mean log-likelihood infinite, which JSON cannot hold.
@@ -64,6 +72,10 @@ class Evaluation(Quality):
         accuracy_drop: ``reference_accuracy - accuracy``; negative where the cascade is better.
         agreement: share of rows with the same answer as the reference.
         exit_fractions: share of rows answered by each stage.
+        abstained: share of rows without an answer, which is not a right one.
+        error_when_answering: share of wrong answers among the rows answered; None where none is.
+        macro_f1: F1 averaged over the labels.
+        matthews: Matthews correlation of answers and labels.
         speedup_measured: wall seconds of the reference over those of the cascade, the median of
             the repeats; speedup_measured_range: its smallest and largest.
         speedup_flops, speedup_layers: the same ratio of counted operations and of layers.
@@ -77,6 +89,10 @@ class Evaluation(Quality):
     accuracy_drop: float
     agreement: float
     exit_fractions: tuple[float, ...]
+    abstained: float
+    error_when_answering: float | None
+    macro_f1: float
+    matthews: float
     speedup_measured: float
     speedup_measured_range: tuple[float, float]
     speedup_flops: float
@@ -127,7 +143,6 @@ def evaluate(
     alone.append((reference, statistics.median(t for _, t in timings)))
     ratios = [reference_seconds / seconds for seconds, reference_seconds in timings]
     flops, layers = _costs(cascade, checked)
-    runs = runs_stage(cascade.thresholds or (1.0,) * (last - 1))
     return Evaluation(
         **_quality(out, truth),
         rows=len(checked),
@@ -135,12 +150,17 @@ def evaluate(
         accuracy_drop=float((reference.labels == names).mean() - (out.labels == names).mean()),
         agreement=float((out.labels == reference.labels).mean()),
         exit_fractions=tuple(
-            float(share) for share in np.bincount(out.stage - 1, minlength=last) / len(checked)
+            float(share)
+            for share in np.bincount(out.stage[~out.abstained] - 1, minlength=last) / len(checked)
         ),
+        abstained=float(out.abstained.mean()),
+        error_when_answering=_error_when_answering(out, names),
+        macro_f1=macro_f1(names, out.labels, cascade.labels),
+        matthews=matthews_correlation(names, out.labels),
         speedup_measured=statistics.median(ratios),
         speedup_measured_range=(min(ratios), max(ratios)),
-        speedup_flops=speedup(out.stage, flops, runs),
-        speedup_layers=speedup(out.stage, layers, runs),
+        speedup_flops=speedup(out.passed, flops),
+        speedup_layers=speedup(out.passed, layers),
         seconds=statistics.median(seconds for seconds, _ in timings),
         reference_seconds=statistics.median(seconds for _, seconds in timings),
         truncated=int(out.truncated.sum()),
@@ -149,6 +169,11 @@ def evaluate(
             for stage, (own, seconds) in zip(cascade.stages, alone, strict=True)
         ),
     )
+
+
+def _error_when_answering(out: Prediction, names: NDArray[np.str_]) -> float | None:
+    answered = ~out.abstained
+    return float((out.labels != names)[answered].mean()) if answered.any() else None
 
 
 def _timed(
@@ -167,16 +192,17 @@ def _costs(cascade: Cascade, rows: Rows) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _quality(out: Prediction, truth: NDArray[np.int64]) -> dict[str, Any]:
-    right = out.probabilities.argmax(axis=1) == truth
+    right = (out.probabilities.argmax(axis=1) == truth) & ~out.abstained
     score = logit(out.confidence)
+    probability = out.probabilities.max(axis=1)
     order = dis(score, ~right)
     with np.errstate(divide="ignore"):
         log_probabilities = np.log(out.probabilities)
     return {
         "accuracy": float(right.mean()),
         "dis": None if np.isnan(order) else order,
-        "ece": ece(out.confidence, right),
-        "ece_equal_mass": ece(out.confidence, right, equal_mass=True),
+        "ece": ece(probability, right),
+        "ece_equal_mass": ece(probability, right, equal_mass=True),
         "aurc": aurc(score, right),
         "brier": brier(out.probabilities, truth),
         "nll": nll(np.maximum(log_probabilities, _LEAST_LOG_PROBABILITY), truth),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cascadebert.deferral.thresholds import Policy
+from cascadebert.deferral.policy import Policy
 from cascadebert.errors import MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation
 
@@ -24,17 +24,18 @@ def plot_frontier(policy: Policy, evaluation: Evaluation, path: str | Path) -> P
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise MissingDependencyError("matplotlib", "drawing the frontier", "demo") from None
+    tuned = policy.certificate
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(
-        [point.cost / policy.reference_cost for point in policy.frontier],
+        [point.cost / tuned.reference_cost for point in policy.frontier],
         [100 * point.accuracy for point in policy.frontier],
         color="tab:blue",
         label=f"frontier on the {policy.rows:,} tuning rows",
     )
     axes.plot(
-        policy.cost / policy.reference_cost,
-        100 * policy.accuracy,
+        tuned.cost / tuned.reference_cost,
+        100 * tuned.accuracy,
         "o",
         color="tab:blue",
         label="thresholds chosen there",

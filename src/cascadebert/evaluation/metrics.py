@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -151,3 +152,39 @@ def _checked_probabilities(
             "(rows,), with one row at least"
         )
     return table, truth
+
+
+def macro_f1(labels: ArrayLike, answers: ArrayLike, names: Sequence[str]) -> float:
+    """F1 averaged over the names; one that neither has rows nor is said counts 0.
+
+    Args:
+        labels: of each row, shape (rows,).
+        answers: to each row, shape (rows,); any that is no name is a wrong one.
+        names: of all classes.
+    """
+    truth, said = np.asarray(labels), np.asarray(answers)
+    scores = []
+    for name in names:
+        either = int((truth == name).sum() + (said == name).sum())
+        scores.append(2 * int(((truth == name) & (said == name)).sum()) / either if either else 0.0)
+    return float(np.mean(scores))
+
+
+def matthews_correlation(labels: ArrayLike, answers: ArrayLike) -> float:
+    """Correlation of labels and answers, R_K of Gorodkin (2004) where there are more than two.
+
+    Args:
+        labels: of each row, shape (rows,).
+        answers: to each row, shape (rows,).
+
+    Returns:
+        -1 to 1; 0 where all labels or all answers are the same.
+    """
+    truth, said = np.asarray(labels), np.asarray(answers)
+    names = np.unique(np.concatenate([truth, said]))
+    rows = len(truth)
+    own = np.array([(truth == name).sum() for name in names], dtype=np.float64)
+    given = np.array([(said == name).sum() for name in names], dtype=np.float64)
+    spread = math.sqrt((rows**2 - (own**2).sum()) * (rows**2 - (given**2).sum()))
+    together = rows * float((truth == said).sum()) - float(own @ given)
+    return together / spread if spread else 0.0

@@ -37,7 +37,8 @@ def model_card(record: CascadeRecord) -> str:
 
 
 def _stages(record: CascadeRecord) -> str:
-    thresholds = [*(record.thresholds or ["not tuned"] * (len(record.stages) - 1)), "answers all"]
+    last = f"above {record.abstain_threshold:.8g}" if record.abstain_threshold else "answers all"
+    thresholds = [*(record.thresholds or ["not tuned"] * (len(record.stages) - 1)), last]
     lines = [
         "| stage | layers | parameters | reads at most | exits above |",
         "|---|---|---|---|---|",

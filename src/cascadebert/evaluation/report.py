@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cascadebert.artifact import write_text
-from cascadebert.deferral.thresholds import Policy
+from cascadebert.deferral.policy import Policy
 from cascadebert.errors import MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation
 from cascadebert.evaluation.frontier import plot_frontier
@@ -54,6 +54,7 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 def _page(report: Mapping[str, Any], pictured: bool) -> str:
     tuning = report["tuning"]
+    promises = tuning["certificate"]["promises"]
     lines = [
         "# How this cascade was trained",
         "",
@@ -69,10 +70,11 @@ def _page(report: Mapping[str, Any], pictured: bool) -> str:
         ),
         f"| all | {sum(part['seconds'] for part in report['parts']):,.0f} |",
         "",
-        f"Target: {tuning['target']['kind']} {tuning['target']['value']}, with {tuning['cost']} as "
-        f"the cost. On the validation rows the cascade is right on {tuning['accuracy']:.2%}, its "
-        f"last stage alone on {tuning['reference_accuracy']:.2%}, at {tuning['speedup']:.2f} times "
-        "the speed. These rows chose the thresholds, so expect a little less of others.",
+        f"Target: {' and '.join(promise['words'] for promise in promises)}, with {tuning['cost']} "
+        f"as the cost. On the validation rows the cascade is right on {tuning['accuracy']:.2%}, "
+        f"its last stage alone on {tuning['reference_accuracy']:.2%}, at "
+        f"{tuning['speedup']:.2f} times the speed. These rows chose the thresholds, so expect a "
+        "little less of others.",
     ]
     for number, wrong in report["wrong_when_held_out"].items():
         lines += [

@@ -7,6 +7,7 @@ A runtime is one module here with one class. To add one, write the module and na
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from cascadebert.errors import InputError
 
 RUNTIMES = {
-    "onnx": ("cascadebert.runtimes.onnx", "OnnxRuntime"),
-    "torch": ("cascadebert.runtimes.torch", "TorchRuntime"),
+    "onnx": ("cascadebert.runtimes.onnx", "OnnxRuntime", "onnxruntime"),
+    "torch": ("cascadebert.runtimes.torch", "TorchRuntime", "torch"),
 }
+"""By name: module, class, and the package that does the work."""
 
 
 class Runtime(Protocol):
@@ -38,6 +40,13 @@ class Runtime(Protocol):
         ...
 
 
+def runtime_versions(name: str) -> dict[str, str]:
+    """Versions of what decides a stage's answers when this runtime runs it."""
+    package = RUNTIMES[name][2]
+    names = ("cascadebert", "tokenizers", package)
+    return {"runtime": name} | {known: importlib.metadata.version(known) for known in names}
+
+
 def load_runtime(name: str, folder: Path) -> Runtime:
     """Load the model in ``folder`` with the runtime called ``name``.
 
@@ -48,5 +57,5 @@ def load_runtime(name: str, folder: Path) -> Runtime:
     """
     if name not in RUNTIMES:
         raise InputError(f"no runtime is called {name!r}; there are {', '.join(RUNTIMES)}")
-    module, attribute = RUNTIMES[name]
+    module, attribute, _ = RUNTIMES[name]
     return cast(Runtime, getattr(importlib.import_module(module), attribute)(folder))

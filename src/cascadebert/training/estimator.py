@@ -28,7 +28,8 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         stages: pre-trained checkpoints, small to large; "linear" for the linear stage.
         recipe: the loss and what it needs, see :class:`~cascadebert.Recipe`.
-        target: what the thresholds are chosen for; by default at most half a point of accuracy.
+        target: what the thresholds are chosen for, one or several at once; by default at most
+            half a point of accuracy.
         args: ``TrainingArguments`` of every stage.
         validation_share: share of the rows that is kept back, like shares of every class, for
             the calibrations and thresholds.
@@ -48,7 +49,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         stages: Sequence[str | PathLike[str]],
         *,
         recipe: Recipe | None = None,
-        target: Target | None = None,
+        target: Target | Sequence[Target] | None = None,
         args: TrainingArguments | None = None,
         validation_share: float = 0.15,
         output_dir: str | PathLike[str] | None = None,

@@ -208,6 +208,7 @@ def export_stage(
         precision="fp32",
         cost=model_cost(model, inputs),
         files=hash_files(output),
+        trained_on=getattr(model.config, "trained_on", None),
     )
     for probe in (PROBE_ROWS, PROBE_PAIRS, rows):
         if probe is not None:

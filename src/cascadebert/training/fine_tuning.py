@@ -147,6 +147,7 @@ def fine_tune(
         last = _last_whole_checkpoint(Path(args.output_dir or "")) if resume else None
         with quiet_transformers() if args.disable_tqdm else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=last)
+    model.config.trained_on = rows.texts_fingerprint()
     with quiet():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)

@@ -89,6 +89,7 @@ def fit_linear(
         "bucket_bits": BUCKET_BITS,
         "pairs": rows.pairs is not None,
         "max_length": MAX_CHARACTERS,
+        "trained_on": rows.texts_fingerprint(),
         **_names(names),
     }
     _write_config(folder, config)
@@ -176,6 +177,7 @@ def linear_record(folder: Path, name: str) -> StageRecord:
         cost=_cost(folder, len(labels)),
         files=hash_files(folder),
         kind="linear",
+        trained_on=config.get("trained_on"),
     )
 
 

@@ -21,8 +21,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cascadebert.cascade import COSTS, Cascade
 from cascadebert.data import as_rows
+from cascadebert.deferral.policy import Policy
 from cascadebert.deferral.targets import MaxDrop, Target
-from cascadebert.deferral.thresholds import Policy
 from cascadebert.errors import CascadeError, InputError
 from cascadebert.training.checks import checked_rows, checked_stages
 from cascadebert.training.difficulty import Difficulty
@@ -51,7 +51,8 @@ class CascadeTrainer:
         train_dataset: labelled rows, see :func:`~cascadebert.data.as_rows`.
         eval_dataset: other labelled rows: the calibrations and thresholds come from them.
         recipe: the loss and what it needs.
-        target: what the thresholds are chosen for; by default at most half a point of accuracy.
+        target: what the thresholds are chosen for, one or several at once; by default at most
+            half a point of accuracy.
         cost: "seconds", "flops" or "layers", as in :meth:`Cascade.tune`.
         output_dir: where finished parts, difficulties and the log are kept; by default
             ``args.output_dir``, or "cascadebert_output".
@@ -80,7 +81,7 @@ class CascadeTrainer:
         eval_dataset: Any = None,
         *,
         recipe: Recipe | None = None,
-        target: Target | None = None,
+        target: Target | Sequence[Target] | None = None,
         cost: str = "seconds",
         output_dir: str | PathLike[str] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -107,7 +108,7 @@ class CascadeTrainer:
         sources = checked_stages(
             [fspath(stage) for stage in stages], self.labels, self._recipe.max_length
         )
-        self._target = target or MaxDrop(0.005)
+        self._target = MaxDrop(0.005) if target is None else target
         self._cost = cost
         self._progress = progress or (lambda _what, _share: None)
         self._folder = Path(output_dir or (args and args.output_dir) or DEFAULT_OUTPUT)
@@ -146,15 +147,16 @@ class CascadeTrainer:
                 [stage.folder for stage in stages], names=[stage.source.name for stage in stages]
             )
             self._tell("calibrating and tuning", 1.0)
-            policy = cascade.tune(
+            cascade.tune(
                 self._job.validation,
                 self._target,
                 confidence=None,
                 cost=self._cost,
                 calibration=self._recipe.calibration,
             )
-            self.policy = policy
-            self.report = self._describe(cascade, policy)
+            assert cascade.policy is not None
+            self.policy = cascade.policy
+            self.report = self._describe(cascade, cascade.policy)
             logger.info("done in %.0f s", time.perf_counter() - start)
         return cascade
 
@@ -261,7 +263,7 @@ class CascadeTrainer:
                 None if calibration is None else asdict(calibration)  # type: ignore[call-overload]
                 for calibration in calibrations
             ],
-            "tuning": policy.summary(self._cost),
+            "tuning": policy.summary(),
         }
 
 

@@ -1,0 +1,80 @@
+"""The arrays that people bring to :func:`~cascadebert.choose_thresholds`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cascadebert.deferral.confidence import Floats
+from cascadebert.errors import InputError
+
+_SUM_TOLERANCE = 1e-3
+
+
+def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats]:
+    """One array (rows, classes) a stage, as logits; probabilities become their logarithms.
+
+    Raises:
+        InputError: no stages or rows, shapes that differ, values that are not what they should be.
+    """
+    what = "logits" if are_logits else "probabilities"
+    arrays = [np.asarray(values, dtype=np.float64) for values in stages]
+    if not arrays:
+        raise InputError(f"no stages: give one array of {what} a stage")
+    for number, values in enumerate(arrays, start=1):
+        if values.ndim != 2 or values.shape != arrays[0].shape or values.shape[1] < 2:
+            raise InputError(
+                f"stage {number}: {what} have shape {values.shape}, stage 1 has "
+                f"{arrays[0].shape}; give (rows, classes) alike for every stage"
+            )
+        if not len(values):
+            raise InputError(f"stage {number}: {what} have shape {values.shape}: there are no rows")
+        if are_logits:
+            usable = np.isfinite(values).all(axis=1)
+            remedy = "give finite numbers"
+        else:
+            usable = (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
+            remedy = "give softmax outputs, which are not negative and sum to 1"
+        if not usable.all():
+            bad = int(np.flatnonzero(~usable)[0])
+            raise InputError(f"stage {number}, row {bad}: {values[bad]} are not {what}; {remedy}")
+    if are_logits:
+        return arrays
+    with np.errstate(divide="ignore"):
+        return [np.log(values) for values in arrays]
+
+
+def checked_labels(labels: ArrayLike, rows: int, classes: int) -> NDArray[np.int64]:
+    """Class indices, int64 of shape (rows,).
+
+    Raises:
+        InputError: another shape, no integers, or not from 0 to ``classes - 1``.
+    """
+    truth = np.asarray(labels)
+    if truth.shape != (rows,) or not np.issubdtype(truth.dtype, np.integer):
+        raise InputError(
+            f"labels are {truth.dtype} of shape {truth.shape}; give {rows} integers, the index of "
+            "each row's class"
+        )
+    if truth.min() < 0 or truth.max() >= classes:
+        raise InputError(
+            f"labels run from {truth.min()} to {truth.max()}; "
+            f"give class indices, 0 to {classes - 1}"
+        )
+    return truth.astype(np.int64)
+
+
+def checked_costs(costs: ArrayLike, rows: int, stages: int) -> Floats:
+    """Cost of each row in each stage, float64 of shape (rows, stages).
+
+    Raises:
+        InputError: another shape, or not all positive and finite.
+    """
+    table = np.asarray(costs, dtype=np.float64)
+    if table.shape not in ((stages,), (rows, stages)):
+        raise InputError(f"costs have shape {table.shape}; give ({stages},) or ({rows}, {stages})")
+    if not (np.isfinite(table).all() and (table > 0).all()):
+        raise InputError("costs must be positive and finite, one a stage")
+    return np.broadcast_to(table, (rows, stages))
