@@ -10,11 +10,22 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cascadebert import Cascade, MaxDrop, MinAgreement, Rows, Speedup
+from cascadebert import (
+    Cascade,
+    MaxDrop,
+    MaxSecondsPerRow,
+    MinAgreement,
+    Rows,
+    Speedup,
+    evaluate,
+)
 from cascadebert.cascade import Prediction
-from cascadebert.deferral.confidence import max_probability_log_odds, softmax
+from cascadebert.deferral.certificate import ESTIMATED
+from cascadebert.deferral.confidence import SCORE_NAMES, max_probability_log_odds, softmax
+from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import CascadeWarning, InputError, TargetError
-from conftest import CORPUS
+from cascadebert.training.linear import fit_linear
+from conftest import CORPUS, LABELS, Make
 
 WORDS = sorted({word for line in CORPUS for word in line.split()})
 texts = st.lists(
@@ -248,6 +259,9 @@ def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
     answers = [fresh.alone(number).predict(VARIED).labels for number in (1, 2, 3)]
     truth = [str(answers[i % 3][i]) for i in range(len(VARIED))]
     policy = fresh.tune(Rows(VARIED, None, truth), Speedup(1.2), confidence=None, cost=cost)
+    assert policy.verdict == ESTIMATED
+    assert fresh.policy is not None
+    assert fresh.policy.certificate == policy
     assert policy.speedup >= 1.2 - 1e-9
     out = fresh.predict(VARIED)
     assert fresh.thresholds == policy.thresholds
@@ -283,14 +297,15 @@ def test_label_the_cascade_does_not_know(cascade: Cascade) -> None:
 def test_tuned_with_a_promise_that_is_saved(saved: Path, tmp_path: Path) -> None:
     fresh = Cascade.from_pretrained(saved)
     texts = [f"{text} {i}" for i, text in enumerate(VARIED * 12)]
-    policy = fresh.tune(Rows(texts), MinAgreement(0.3), 0.9, cost="flops")
-    assert policy.certificate is not None
-    assert fresh.certificate == policy.certificate
+    certificate = fresh.tune(Rows(texts), MinAgreement(0.3), 0.9, cost="flops")
+    assert fresh.certificate == certificate
+    assert certificate.artefact_fingerprint == fresh.fingerprint
     again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
-    assert again.certificate == policy.certificate
-    assert again.thresholds == policy.thresholds
+    assert again.certificate == certificate
+    assert again.fingerprint == fresh.fingerprint
+    assert again.thresholds == certificate.thresholds
     card = (tmp_path / "cascade" / "README.md").read_text(encoding="utf-8")
-    assert policy.certificate.words() in card
+    assert certificate.words() in card
     # Other thresholds are not what was promised.
     again.thresholds = (0.5, 0.5)
     assert again.certificate is None
@@ -300,3 +315,80 @@ def test_rows_of_the_same_texts_are_one_group(saved: Path) -> None:
     fresh = Cascade.from_pretrained(saved)
     with pytest.raises(InputError, match="10 groups of rows are too few"):
         fresh.tune(Rows(VARIED[:10] * 50), MinAgreement(0.3), cost="flops")
+    named = Rows([f"{i}" for i in range(60)], group=[str(i // 6) for i in range(60)])
+    with pytest.raises(InputError, match="10 groups of rows are too few"):
+        fresh.tune(named, MinAgreement(0.3), cost="flops")
+
+
+def test_groups_that_share_a_text_are_one() -> None:
+    rows = Rows(["a", "b", "b", "c", "d", "a"], group=["1", "1", "2", "2", "3", "4"])
+    numbers = rows.groups()
+    assert len(set(numbers)) == 2
+    assert numbers.count(numbers[4]) == 1
+    assert rows.take([4, 0]).group == ["3", "1"]
+
+
+@pytest.mark.parametrize("score", SCORE_NAMES)
+def test_tuning_with_each_score_replays_as_it_runs(saved: Path, tmp_path: Path, score: str) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    texts = [f"{text} {i}" for i, text in enumerate(VARIED * 6)]
+    answers = [fresh.alone(number).predict(texts).labels for number in (1, 2, 3)]
+    truth = [str(answers[i % 3][i]) for i in range(len(texts))]
+    found = fresh.tune(
+        Rows(texts, None, truth), Speedup(1.3), confidence=None, cost="flops", score=score
+    )
+    assert found.score == score
+    again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
+    out = again.predict(texts)
+    np.testing.assert_allclose(
+        np.bincount(out.stage - 1, minlength=3) / len(texts), found.exit_fractions, atol=0.02
+    )
+    assert ((out.confidence >= 0) & (out.confidence <= 1)).all()
+
+
+def test_skips_and_abstention_as_they_run(saved: Path, tmp_path: Path) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    alone = [fresh.alone(number).predict(VARIED) for number in (1, 2, 3)]
+    first, last = (np.median(out.confidence) for out in (alone[0], alone[2]))
+    skip = float(np.quantile(alone[0].confidence, 0.25))
+    fresh.routing = Thresholds((float(first), 0.99), (skip,), float(last))
+    again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
+    assert again.routing == fresh.routing
+    out = again.predict(VARIED)
+    goes_straight = alone[0].confidence <= skip
+    assert goes_straight.any()
+    assert not out.passed[goes_straight, 1].any()
+    assert out.passed[goes_straight, 2].all()
+    assert out.passed[:, 0].all()
+    came = out.stage == 3
+    np.testing.assert_array_equal(out.abstained, came & (alone[2].confidence <= last))
+    assert out.abstained.any()
+    assert set(out.labels[out.abstained]) == {""}
+    assert "" not in out.labels[~out.abstained]
+    assert [answer["label"] is None for answer in again(VARIED)] == out.abstained.tolist()
+    truth = Rows(VARIED, None, alone[2].labels.tolist())
+    result = evaluate(again, truth)
+    assert result.abstained == out.abstained.mean()
+    assert sum(result.exit_fractions) == pytest.approx(1 - result.abstained)
+    assert result.error_when_answering is not None
+    answered = ~out.abstained
+    assert result.accuracy == pytest.approx(
+        (1 - result.error_when_answering) * answered.mean(), abs=1e-9
+    )
+
+
+def test_rows_that_a_stage_was_trained_on_are_refused(make: Make, tmp_path: Path) -> None:
+    rows = Rows(VARIED, None, [LABELS[i % 3] for i in range(len(VARIED))])
+    linear = fit_linear(rows, tmp_path / "linear")
+    cascade = Cascade.from_stages([linear, make("large")])
+    shuffled = rows.take(range(len(rows) - 1, -1, -1))
+    with pytest.raises(InputError, match="stage 1 'linear' was trained on these very rows"):
+        cascade.tune(shuffled, MaxDrop(0.1), None, cost="flops")
+
+
+def test_seconds_a_row_need_seconds(saved: Path) -> None:
+    fresh = Cascade.from_pretrained(saved)
+    rows = Rows(VARIED, None, fresh.alone(3).predict(VARIED).labels.tolist())
+    with pytest.raises(InputError, match="leave the cost at seconds"):
+        fresh.tune(rows, MaxSecondsPerRow(1.0), None, cost="flops")
+    assert fresh.tune(rows, MaxSecondsPerRow(100.0), None).accuracy == 1

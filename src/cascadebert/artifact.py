@@ -38,7 +38,7 @@ from cascadebert.deferral.calibration import Calibration, read_calibration
 from cascadebert.deferral.certificate import Certificate
 from cascadebert.deferral.confidence import ConfidenceScore, confidence_score
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.errors import ArtifactError, InputError
+from cascadebert.errors import ArtifactError, DamagedError, InputError
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "cascade.json"
@@ -281,7 +281,7 @@ def check_files(folder: Path, stages: Sequence[StageRecord]) -> None:
     """Compare the SHA-256 of every file of every stage with the record.
 
     Raises:
-        ArtifactError: a file is missing or differs; the message names it.
+        DamagedError: a file is missing or differs; the message names it.
     """
     for stage in stages:
         name = _first_fault(folder / stage.folder, stage)
@@ -289,8 +289,8 @@ def check_files(folder: Path, stages: Sequence[StageRecord]) -> None:
             continue
         path = folder / stage.folder / name
         if not path.is_file():
-            raise ArtifactError(f"{path}: missing; copy the cascade again or rebuild it")
-        raise ArtifactError(
+            raise DamagedError(f"{path}: missing; copy the cascade again or rebuild it")
+        raise DamagedError(
             f"{path}: damaged or changed (its SHA-256 is not the recorded "
             f"{stage.files[name][:12]}…); copy the cascade again or rebuild it"
         )

@@ -33,7 +33,9 @@ from cascadebert.deferral.confidence import (
     softmax,
 )
 from cascadebert.deferral.cost import NEVER_EXIT
+from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import ABSTAIN, ALWAYS_EXIT, EXIT, SKIP, STAY, Thresholds
 from cascadebert.deferral.targets import MaxSecondsPerRow, Target
 from cascadebert.deferral.thresholds import choose_thresholds
@@ -372,6 +374,33 @@ class Cascade:
             data_fingerprint=certificate.rows_fingerprint,
         )
         return certificate
+
+    def replay(
+        self,
+        rows: Rows,
+        *,
+        cost: str = "seconds",
+        with_labels: bool = True,
+        progress: Progress | None = None,
+    ) -> Replay:
+        """Run every stage on every row, to try thresholds on the results.
+
+        Args:
+            rows: checked rows.
+            cost: what a stage costs, see :meth:`tune`.
+            with_labels: whether answers are judged by labels, or by the last stage's answers.
+            progress: as in :meth:`tune`.
+        """
+        runs = [stage.run_all(rows, progress=progress) for stage in self.stages]
+        answers = np.stack([run.logits.argmax(axis=1) for run in runs])
+        held_out = HeldOut(
+            answers=answers,
+            truth=self.label_ids(rows) if with_labels else answers[-1],
+            costs=np.stack([run.costs(cost) for run in runs], axis=1),
+            names=self.labels,
+        )
+        logits = [run.logits.astype(np.float64) for run in runs]
+        return Replay.of(held_out, logits, self.score)
 
     def _refuse_unknown(self, targets: Sequence[Target], cost: str, score: str) -> None:
         if cost not in COSTS:

@@ -22,6 +22,10 @@ class ArtifactError(CascadeError):
     """A saved cascade or checkpoint that is missing, damaged or not of a known kind."""
 
 
+class DamagedError(ArtifactError):
+    """A file of a saved cascade that is missing or is not what was saved."""
+
+
 class ExportError(CascadeError):
     """A model whose exported graph does not give the logits of the original."""
 

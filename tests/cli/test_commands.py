@@ -95,7 +95,9 @@ def test_predict_formats_columns_and_probabilities(
     arguments = ("--keep", "id", "--keep", "label", "--probabilities", "--text-pair-column", "text")
     assert run("predict", folder, "--input", rows, "--output", target, *arguments).code == 0
     header, first, *_ = target.read_text().splitlines()
-    assert re.fullmatch(r"row,label,stage,confidence(,probability_\w+){3},id,input_label", header)
+    assert re.fullmatch(
+        r"row,label,stage,confidence,abstained(,probability_\w+){3},id,input_label", header
+    )
     assert first.startswith("0,")
     assert run("predict", folder, "--input", target, "--output", tmp_path / "x.parquet",
                "--text-column", "input_label").code == 0  # fmt: skip
@@ -151,8 +153,13 @@ BAD_CALLS = [
     (("predict", "{tmp}", "--input", "{rows}", "--output", "{tmp}/o.csv"), "not a cascade"),
     (("predict", "{dir}", "--input", "{rows}", "--output", "{tmp}/o.csv", "--runtime", "abacus"),
      "no runtime is called 'abacus'"),
-    (("tune", "{dir}", "--data", "{rows}"), "name one target"),
-    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--max-drop", "0.1"), "one target"),
+    (("tune", "{dir}", "--data", "{rows}"), "name a target: one or more of --max-drop"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-recall", "bad"), "give LABEL=X"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-f1", "sad=0.9"), "'sad' is not one of 'bad'"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--score", "mood"), "'mood'"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--group-column", "x"), "'x'"),
+    (("check", "{dir}", "--level", "2"), "a level of 2.0"),
+    (("check", "{dir}/stages"), "not a cascade"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
     (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share between 0 and 1"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"), "8 groups of rows are too few"),

@@ -8,15 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import special
+from sklearn.linear_model import LogisticRegression
 
 from cascadebert.deferral.confidence import (
+    SCORES,
+    agreement,
+    certainty,
     confidence_score,
     logit,
+    margin,
     max_probability_log_odds,
+    negative_energy,
+    output_features,
     sigmoid,
     softmax,
 )
+from cascadebert.deferral.learned import fit_learned_score
 from cascadebert.errors import InputError
+from cascadebert.evaluation.metrics import auroc
 
 logit_tables = arrays(
     np.float64, st.tuples(st.integers(1, 8), st.integers(2, 6)), elements=st.floats(-15, 15)
@@ -57,3 +66,79 @@ def test_certain_probabilities_are_infinitely_sure() -> None:
 def test_unknown_score() -> None:
     with pytest.raises(InputError, match=r"no confidence score is called 'mood'"):
         confidence_score("mood")
+
+
+@given(logit_tables)
+def test_margin_entropy_and_energy(logits: np.ndarray) -> None:
+    probabilities = special.softmax(logits, axis=1)
+    top = np.sort(probabilities, axis=1)[:, -2:]
+    np.testing.assert_allclose(margin(logits), np.log(top[:, 1] / top[:, 0]), atol=1e-9)
+    np.testing.assert_allclose(
+        -np.log(special.entr(probabilities).sum(axis=1)), certainty(logits), rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(negative_energy(logits), special.logsumexp(logits, axis=1))
+
+
+@given(logit_tables, st.integers(0, 2**32 - 1))
+def test_agreement_is_the_mean_of_two_stages(logits: np.ndarray, seed: int) -> None:
+    previous = np.random.default_rng(seed).normal(size=logits.shape) * 3
+    best = logits.argmax(axis=1)[:, None]
+    both = (special.softmax(logits, axis=1) + special.softmax(previous, axis=1)) / 2
+    mean = np.take_along_axis(both, best, axis=1)[:, 0]
+    np.testing.assert_allclose(special.expit(agreement(logits, previous)), mean, atol=1e-9)
+    np.testing.assert_array_equal(agreement(logits, None), max_probability_log_odds(logits))
+
+
+def test_certainty_keeps_the_order_where_probabilities_round_to_one() -> None:
+    sure = certainty([[40.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
+    assert (np.diff(sure) > 10).all()
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20, unique=True))
+def test_shown_and_compared_are_inverse(name: str, values: list[float]) -> None:
+    score = SCORES[name]
+    scores = np.sort(values) if name != "margin" else np.sort(np.abs(values)) + 0.01
+    shown = score.shown(scores)
+    assert ((shown >= 0) & (shown <= 1)).all()
+    np.testing.assert_allclose(score.compared(shown), scores, atol=1e-6)
+    assert score.compared([0.0])[0] == -np.inf
+    assert score.compared([1.0])[0] == np.inf
+
+
+def test_learned_score_finds_what_the_log_odds_do_not_show() -> None:
+    """A stage that is right for one class and wrong for the other, whatever its confidence."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(600, 2))
+    right = (logits.argmax(axis=1) == 0)[None]
+    right = np.where(random.random(right.shape) < 0.1, ~right, right)
+    score, held_out = fit_learned_score([logits], right)
+    fitted = score.score(logits, 0, None)
+    assert auroc(max_probability_log_odds(logits), right[0]) < 0.6
+    assert auroc(fitted, right[0]) > 0.85
+    assert auroc(held_out[0], right[0]) > 0.85
+    again = confidence_score("learned", score.parameters)
+    np.testing.assert_allclose(again.score(logits, 0, None), fitted)
+    # Logits and their log-softmax say the same.
+    np.testing.assert_allclose(again.score(special.log_softmax(logits, 1), 0, None), fitted)
+
+
+def test_learned_score_agrees_with_scikit_learn() -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(300, 3)) * 2
+    right = random.random((1, 300)) < special.expit(max_probability_log_odds(logits))
+    score, _ = fit_learned_score([logits], right)
+    features = output_features(logits)
+    scale = np.concatenate([features[:, :3].std(axis=0), np.ones(3)])
+    model = LogisticRegression(max_iter=1000).fit(features / scale, right[0])
+    expected = model.decision_function(features / scale)
+    np.testing.assert_allclose(score.score(logits, 0, None), expected, atol=1e-8)
+
+
+def test_learned_score_without_enough_to_learn_from() -> None:
+    logits = np.random.default_rng(2).normal(size=(50, 2))
+    score, held_out = fit_learned_score([logits], np.ones((1, 50), dtype=bool))
+    np.testing.assert_allclose(score.score(logits, 0, None), max_probability_log_odds(logits))
+    np.testing.assert_allclose(held_out[0], max_probability_log_odds(logits))
+    with pytest.raises(InputError, match="without its parameters"):
+        confidence_score("learned")

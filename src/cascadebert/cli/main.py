@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cascadebert.cli.build import build
+from cascadebert.cli.check import check
 from cascadebert.cli.console import errors
 from cascadebert.cli.demo import demo
 from cascadebert.cli.evaluate import evaluate
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, build, tune, evaluate, predict):
+for command in (demo, train, build, tune, evaluate, predict, check):
     app.command()(command)
 
 

@@ -31,7 +31,7 @@ from cascadebert.deferral.targets import (
 from cascadebert.errors import InputError
 from cascadebert.files import read_rows
 
-TARGETS: dict[str, Callable[[float], Target]] = {
+_OF_NUMBERS: dict[str, Callable[[float], Target]] = {
     "max_drop": MaxDrop,
     "min_accuracy": MinAccuracy,
     "min_agreement": MinAgreement,
@@ -41,7 +41,7 @@ TARGETS: dict[str, Callable[[float], Target]] = {
     "speedup": Speedup,
     "max_seconds_per_row": MaxSecondsPerRow,
 }
-LABEL_TARGETS: dict[str, Callable[[str, float], Target]] = {
+_OF_LABELS: dict[str, Callable[[str, float], Target]] = {
     "min_recall": MinRecall,
     "min_precision": MinPrecision,
     "min_f1": MinF1,
@@ -198,7 +198,7 @@ def chosen_targets(**values: float | list[str] | None) -> list[Target]:
         if isinstance(value, list):
             targets.extend(_label_target(name, text) for text in value)
         elif value is not None:
-            targets.append(TARGETS[name](value))
+            targets.append(_OF_NUMBERS[name](value))
     if not targets:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in values)
         raise InputError(f"name a target: one or more of {options}")
@@ -213,4 +213,4 @@ def _label_target(name: str, text: str) -> Target:
         label = ""
     if not label:
         raise InputError(f"--{name.replace('_', '-')} {text}: give LABEL=X, as in toxic=0.95")
-    return LABEL_TARGETS[name](label, value)
+    return _OF_LABELS[name](label, value)

@@ -17,7 +17,6 @@ from cascadebert.deferral.inputs import checked_costs, checked_logits
 from cascadebert.deferral.ranking import ranking_p_value
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.deferral.shift import Seen, bin_edges, count_bins
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
@@ -184,20 +183,25 @@ def make_policy(
         exit_fractions=tuple(ends[:-1].tolist()),
         abstained=float(ends[-1]),
         unranked_stages=_unranked(replay, thresholds),
-        seen=_seen(replay, proposals, thresholds, outcome),
+        seen=replay.seen(thresholds, proposals.confidence_edges(thresholds)),
     )
     return Policy(thresholds, replay.score, targets, certificate, frontier)
 
 
+def observed(target: Target, outcome: Outcome) -> float | None:
+    """What a target is about, as seen in these rows; None where no row tells."""
+    value = target.observed(outcome)
+    return None if math.isnan(value) else value
+
+
 def _promise(target: Target, outcome: Outcome, p_value: float | None) -> Promise:
-    observed = target.observed(outcome)
     label = getattr(target, "label", None)
     return Promise(
         target=type(target).__name__,
         value=target.value,
         label=None if label is None else str(label),
         words=str(target),
-        observed=None if math.isnan(observed) else observed,
+        observed=observed(target, outcome),
         p_value=p_value,
     )
 
@@ -220,18 +224,3 @@ def _unranked(replay: Replay, thresholds: Thresholds) -> tuple[int, ...]:
         ranking_p_value(scores[k], replay.rows.right[k]) for k in range(replay.rows.stages - 1)
     ]
     return tuple(k for k, chance in enumerate(chances, start=1) if chance > _RANKING_LEVEL)
-
-
-def _seen(replay: Replay, proposals: Replay, thresholds: Thresholds, outcome: Outcome) -> Seen:
-    stages = replay.rows.stages
-    run = np.flatnonzero(thresholds.runs)
-    shown, proposed = (
-        part.score.shown(part.scores(thresholds)[run]) for part in (replay, proposals)
-    )
-    edges = tuple(bin_edges(row) for row in proposed)
-    return Seen(
-        ends=tuple(np.bincount(outcome.end, minlength=stages + 1).tolist()),
-        stages=tuple((run + 1).tolist()),
-        edges=edges,
-        confidences=tuple(map(count_bins, shown, edges)),
-    )

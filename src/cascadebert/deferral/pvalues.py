@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from cascadebert.deferral.confidence import Floats
 from cascadebert.errors import InputError
 
-_NUISANCE_LEVEL = 1e-3
-_NUISANCE_POINTS = 33
-_WINDOW = 8.0
+_NUISANCE_LEVEL = 1e-5
+_NUISANCE_POINTS = 11
+_WINDOW = 7.0
 _TIE = 1e-9
 
 
@@ -68,16 +68,21 @@ def paired_p_value(worse: int, better: int, rows: int, limit: float) -> float:
         - log_factorials[counts_better]
         - log_factorials[same]
     )
-    largest = 0.0
-    for chance in nuisance:
-        log_probability = (
+
+    def probability(chance: float) -> float:
+        logarithms = (
             ways
             + _times_log(counts_worse, chance + limit)
             + _times_log(counts_better, chance)
             + _times_log(same, 1 - limit - 2 * chance)
         )
-        largest = max(largest, float(np.exp(log_probability).sum()))
-    return min(largest + _NUISANCE_LEVEL, 1.0)
+        return float(np.exp(logarithms).sum())
+
+    coarse = [probability(chance) for chance in nuisance]
+    best = int(np.argmax(coarse))
+    around = nuisance[max(best - 1, 0) : best + 2]
+    fine = [probability(chance) for chance in np.linspace(around[0], around[-1], _NUISANCE_POINTS)]
+    return min(max(*coarse, *fine) + _NUISANCE_LEVEL, 1.0)
 
 
 def _as_extreme(

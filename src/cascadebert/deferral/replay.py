@@ -20,6 +20,7 @@ from cascadebert.deferral.routing import (
     last_ends,
     route,
 )
+from cascadebert.deferral.shift import Seen, bin_edges, count_bins
 
 
 class Knob(NamedTuple):
@@ -96,6 +97,28 @@ class Replay:
     def outcome(self, thresholds: Thresholds) -> Outcome:
         routes = self.routes(thresholds)
         return Outcome(self.rows, routes.end, routes.cost)
+
+    def confidence_edges(self, thresholds: Thresholds) -> tuple[tuple[float, ...], ...]:
+        """Borders of bins of about as many rows each, for every stage that is run."""
+        return tuple(map(bin_edges, self._shown(thresholds)))
+
+    def seen(self, thresholds: Thresholds, edges: Sequence[Sequence[float]]) -> Seen:
+        """How these rows go through the stages.
+
+        Args:
+            thresholds: the thresholds.
+            edges: borders of the bins of confidence, for every stage that is run.
+        """
+        ends = np.bincount(self.routes(thresholds).end, minlength=self.rows.stages + 1)
+        return Seen(
+            ends=tuple(ends.tolist()),
+            stages=tuple((np.flatnonzero(thresholds.runs) + 1).tolist()),
+            edges=tuple(map(tuple, edges)),
+            confidences=tuple(map(count_bins, self._shown(thresholds), edges)),
+        )
+
+    def _shown(self, thresholds: Thresholds) -> Floats:
+        return self.score.shown(self.scores(thresholds)[thresholds.runs])
 
     def part_way(self, thresholds: Thresholds, share: float) -> Thresholds:
         """Only this share of the rows above the given exits is above the new ones."""

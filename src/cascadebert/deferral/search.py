@@ -91,7 +91,7 @@ class Search:
 
     def point(self, thresholds: Thresholds) -> Point:
         routes = self.replay.routes(thresholds)
-        means = np.take_along_axis(self._tables, routes.end[None, None], axis=1)[:, 0].mean(axis=1)
+        means = _entries(self._tables, routes.end, slice(None)).mean(axis=1)
         return Point(thresholds, means, float(routes.cost.mean()))
 
     @cached_property
@@ -246,8 +246,16 @@ class Search:
 
     # The best point
 
-    def best(self, points: Sequence[Point]) -> Point:
-        """The best of what is near the points, starting from the best for each set of stages."""
+    def best(self, points: Sequence[Point], thorough: bool = True) -> Point:
+        """The best of what is near the points.
+
+        Args:
+            points: of the frontier.
+            thorough: whether to start from the best point for each set of stages, and to move two
+                thresholds at a time; else from the best of all, one at a time.
+        """
+        if not thorough:
+            return self._polish(min(points, key=self._rank_of), self._knobs)
         starts: dict[bytes, Point] = {}
         for point in sorted(points, key=self._rank_of):
             starts.setdefault(point.thresholds.runs.tobytes(), point)
@@ -309,8 +317,8 @@ def _mixtures(tables: int) -> Iterator[Floats]:
 
 def _entries(tables: Floats, ends: NDArray[np.int64], rows: NDArray[np.int64] | slice) -> Floats:
     """Entries for rows by where they end, shape (tables, rows)."""
-    chosen = tables[:, :, rows]
-    result: Floats = np.take_along_axis(chosen, ends[None, None], axis=1)[:, 0]
+    positions = np.arange(tables.shape[2])[rows]
+    result: Floats = tables[:, ends, positions]
     return result
 
 

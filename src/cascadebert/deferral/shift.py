@@ -30,7 +30,7 @@ class Seen:
         ends: rows that each stage answered, and, last, rows without an answer.
         edges: for each stage that is run the borders of its bins of confidence, on the shown
             scale.
-        confidences: rows in each bin, for the same stages; of rows that came to the stage.
+        confidences: rows in each bin, for the same stages; all rows, also such as exit before.
         stages: the numbers of those stages, from 1.
     """
 

@@ -93,15 +93,17 @@ def choose_thresholds(
     else:
         proposing, certifying = split_rows(len(rows), groups, seed)
     proposals, chosen_score = _proposals(rows, stages, proposing, score, logits, seed)
-    search = Search(proposals, [*targets, *_sought(proposals, targets)])
+    sought = _sought(proposals, targets)
+    search = Search(proposals, [*targets, *sought])
     points = search.frontier()
-    best = search.with_skips(search.best(points))
+    # Rows that only propose need no more than a good direction.
+    best = search.with_skips(search.best(points, thorough=confidence is None))
     if confidence is None:
         _refuse_out_of_reach(search, best, points)
         return make_policy(
             proposals, proposals, best.thresholds, targets, search.shown(points), ESTIMATED
         )
-    path = _path(search, best, points, targets)
+    path = _path(search, best, points, targets, sought)
     whole = Replay.of(rows, stages, chosen_score)
     rest = whole.take(certifying)
     passed = walk(path, lambda at: _p_value(rest, at, targets), 1 - confidence)
@@ -191,7 +193,11 @@ def _refuse_out_of_reach(search: Search, best: Point, points: Sequence[Point]) -
 
 
 def _path(
-    search: Search, best: Point, points: Sequence[Point], targets: Sequence[Target]
+    search: Search,
+    best: Point,
+    points: Sequence[Point],
+    targets: Sequence[Target],
+    sought: Sequence[Target],
 ) -> list[Thresholds]:
     """Thresholds from those that keep the promise best to those that serve the user best.
 
@@ -217,9 +223,11 @@ def _path(
             candidates[at] = search.point(at)
             strain[at] = _strain(replay.outcome(at), targets)
     ordered = sorted(candidates.values(), key=lambda point: strain[point.thresholds])
-    path, aim = [], math.inf
+    path, aim = [], (math.inf, math.inf)
     for point in ordered:
-        left = point.cost if search.minimises_cost else -float(point.means[0])
+        outcome = replay.outcome(point.thresholds)
+        short = [max(float(target.losses(outcome).mean()), 0.0) for target in sought]
+        left = (sum(short), point.cost if search.minimises_cost else -float(point.means[0]))
         if left < aim or point.thresholds == best.thresholds:
             aim = min(aim, left)
             path.append(point.thresholds)

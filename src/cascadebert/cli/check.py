@@ -1,0 +1,85 @@
+"""``cascadebert check``: whether a certificate still holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from cascadebert.cascade import Cascade
+from cascadebert.cli import console
+from cascadebert.errors import DamagedError, InputError
+from cascadebert.evaluation.check import (
+    DEFAULT_LEVEL,
+    Finding,
+    RowsCheck,
+    check_cascade,
+    check_rows,
+    needs_labels,
+)
+from cascadebert.files import Columns, read_rows
+
+
+def check(
+    cascade_folder: console.CascadeFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Fresh rows to test the certificate on. " + console.ROWS_HELP),
+    ] = None,
+    level: Annotated[
+        float, typer.Option(help="Chance of a false alarm on rows like the certificate's.")
+    ] = DEFAULT_LEVEL,
+    seed: Annotated[int, typer.Option(help="Of the permutations.")] = 0,
+    runtime: console.RuntimeName = "onnx",
+    json_file: console.JsonFile = None,
+    text_column: console.TextColumnName = "text",
+    text_pair_column: console.PairColumnName = None,
+    label_column: console.LabelColumnName = "label",
+) -> None:
+    """Check that a certificate is of what is saved here and of this engine; made for CI.
+
+    With --data it is tested on fresh rows too: whether its promises are broken, and whether rows
+    go through the cascade otherwise than the certificate's own did. The exit code is 1 where
+    anything is not as it should be.
+
+    [bold]Examples[/]
+
+    cascadebert check my-cascade
+
+    cascadebert check my-cascade --data last-week.jsonl --json check.json
+    """
+    if not 0 < level < 1:
+        raise InputError(f"a level of {level} is not between 0 and 1; 0.05 means 5 %")
+    console.refuse_targets(data or cascade_folder, json_file)
+    tested: RowsCheck | None = None
+    try:
+        cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
+    except DamagedError as error:
+        findings = [Finding("files", False, str(error))]
+    else:
+        findings = check_cascade(cascade)
+        if data is not None and cascade.certificate is not None:
+            names = console.columns(text_column, text_pair_column, label_column)
+            tested = _test(cascade, data, names, level, seed)
+            findings += tested.findings()
+    passed = all(finding.passed for finding in findings)
+    values: dict[str, Any] = {
+        "passed": passed,
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "fresh": tested and tested.to_dict(),
+    }
+    console.write_json(json_file, values)
+    for finding in findings:
+        mark = "ok    " if finding.passed else "FAILED"
+        console.say(f"{mark} {finding.what}: {finding.detail}")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _test(cascade: Cascade, data: str, names: Columns, level: float, seed: int) -> RowsCheck:
+    labelled = needs_labels(cascade)
+    rows = console.labelled_rows(cascade, data, names) if labelled else read_rows(data, names)
+    total = len(rows) * len(cascade.stages)
+    with console.progress_bar("running every stage", total) as progress:
+        return check_rows(cascade, rows, level=level, seed=seed, progress=progress)

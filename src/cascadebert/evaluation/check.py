@@ -1,0 +1,196 @@
+"""Whether a cascade's certificate still holds: for what is saved, and for fresh rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cascadebert.cascade import Cascade
+from cascadebert.data import as_rows
+from cascadebert.deferral.certificate import ESTIMATED, Promise
+from cascadebert.deferral.policy import observed
+from cascadebert.deferral.shift import Shift, shift_p_value, shifts
+from cascadebert.deferral.targets import Target, target_of
+from cascadebert.errors import InputError
+
+DEFAULT_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: that thing.
+        passed: whether it is as it should be.
+        detail: what was found, in a sentence.
+    """
+
+    what: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class PromiseCheck:
+    """One promise against fresh rows.
+
+    Attributes:
+        promise: as it was made.
+        observed: what it is about, as seen in the fresh rows; None where no row tells.
+        broken_p_value: of the null hypothesis that the promise holds for rows like these.
+        kept_p_value: of the null hypothesis that it does not.
+    """
+
+    promise: Promise
+    observed: float | None
+    broken_p_value: float
+    kept_p_value: float
+
+
+@dataclass(frozen=True)
+class RowsCheck:
+    """A certificate against fresh rows.
+
+    Attributes:
+        rows: their number.
+        level: chance of a false alarm, for the promises together and for the shifts together.
+        promises: each promise.
+        shifts: each comparison with the certificate's own rows.
+        shift_p_value: of all comparisons together.
+    """
+
+    rows: int
+    level: float
+    promises: tuple[PromiseCheck, ...]
+    shifts: tuple[Shift, ...]
+    shift_p_value: float
+
+    def findings(self) -> list[Finding]:
+        """What it comes to: one finding a promise, and one on the shift."""
+        # Each promise gets its share of the level.
+        level = self.level / max(len(self.promises), 1)
+        found = []
+        for check in self.promises:
+            broken, kept = check.broken_p_value <= level, check.kept_p_value <= self.level
+            seen = "nothing" if check.observed is None else f"{check.observed:.4f}"
+            says = "broken" if broken else ("kept" if kept else "neither kept nor broken for sure")
+            found.append(
+                Finding(
+                    check.promise.words,
+                    not broken,
+                    f"{seen} on {self.rows} rows: {says} (p = {check.broken_p_value:.2g} that it "
+                    f"holds, {check.kept_p_value:.2g} that it does not)",
+                )
+            )
+        worst = min(self.shifts, key=lambda shift: shift.p_value)
+        shifted = self.shift_p_value <= self.level
+        detail = f"p = {self.shift_p_value:.2g}; the most unlike: {worst.what}"
+        found.append(Finding("rows like those of the certificate", not shifted, detail))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def check_cascade(cascade: Cascade) -> list[Finding]:
+    """Whether what was certified is what is loaded: the artefact, the engine and its versions."""
+    certificate = cascade.certificate
+    if certificate is None or certificate.verdict == ESTIMATED:
+        detail = "nothing is promised of these thresholds; run 'cascadebert tune'"
+        return [Finding("certificate", False, detail)]
+    same = certificate.artefact_fingerprint == cascade.fingerprint
+    found = [
+        Finding("certificate", True, certificate.verdict),
+        Finding(
+            "artefact",
+            same,
+            "stages, labels, calibrations and thresholds are those of the certificate"
+            if same
+            else "stages, labels, calibrations or thresholds were changed; tune again",
+        ),
+    ]
+    then, now = dict(certificate.versions or {}), cascade.versions
+    for name in sorted({*then, *now}):
+        same = then.get(name) == now.get(name)
+        detail = str(now.get(name)) if same else f"{now.get(name)}, certified {then.get(name)}"
+        found.append(Finding(name, same, detail))
+    return found
+
+
+def needs_labels(cascade: Cascade) -> bool:
+    """Whether the certificate can only be tested on labelled rows."""
+    return any(target.needs_labels for target in _targets(cascade))
+
+
+def _targets(cascade: Cascade) -> list[Target]:
+    promises = cascade.certificate.promises if cascade.certificate else ()
+    return [target_of(p.target, p.value, p.label) for p in promises]
+
+
+def check_rows(
+    cascade: Cascade,
+    rows: Any,
+    *,
+    level: float = DEFAULT_LEVEL,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> RowsCheck:
+    """Test a certificate on fresh rows, and whether they are like its own.
+
+    Every stage runs on every row.
+
+    Args:
+        cascade: a cascade with a certificate.
+        rows: labelled rows, or rows without labels where the certificate needs none.
+        level: chance of a false alarm.
+        seed: of the order in which rows are bet on, and of the permutations.
+        progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
+            over for every row.
+
+    Raises:
+        InputError: no certificate, unusable rows, or the very rows of the certificate.
+    """
+    certificate = cascade.certificate
+    if certificate is None or certificate.seen is None:
+        raise InputError("this cascade has no certificate to test; run 'cascadebert tune' first")
+    targets = _targets(cascade)
+    labelled = needs_labels(cascade)
+    fresh = as_rows(rows, with_labels=labelled)
+    if fresh.fingerprint() == certificate.rows_fingerprint:
+        raise InputError(
+            "these are the very rows of the certificate, which cannot but agree with it; give "
+            "fresh ones"
+        )
+    order = np.random.default_rng(seed).permutation(len(fresh)).tolist()
+    fresh = fresh.take(order)
+    replay = cascade.replay(
+        fresh,
+        cost=certificate.cost_unit or "seconds",
+        with_labels=labelled,
+        progress=progress,
+    )
+    routing = cascade.routing
+    assert routing is not None
+    outcome = replay.outcome(routing)
+    found = tuple(shifts(certificate.seen, replay.seen(routing, certificate.seen.edges), seed=seed))
+    return RowsCheck(
+        rows=len(fresh),
+        level=level,
+        promises=tuple(
+            PromiseCheck(
+                promise=promise,
+                observed=observed(target, outcome),
+                broken_p_value=target.broken_p_value(outcome),
+                kept_p_value=target.p_value(outcome),
+            )
+            for promise, target in zip(certificate.promises, targets, strict=True)
+        ),
+        shifts=found,
+        shift_p_value=shift_p_value(found),
+    )
