@@ -340,18 +340,30 @@ def test_tuning_with_each_score_replays_as_it_runs(saved: Path, tmp_path: Path, 
     assert found.score == score
     again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
     out = again.predict(texts)
+    # A learned score is judged by models that have not seen the row, and then fitted on all rows.
+    tolerance = 0.15 if score == "learned" else 0.02
     np.testing.assert_allclose(
-        np.bincount(out.stage - 1, minlength=3) / len(texts), found.exit_fractions, atol=0.02
+        np.bincount(out.stage - 1, minlength=3) / len(texts), found.exit_fractions, atol=tolerance
     )
     assert ((out.confidence >= 0) & (out.confidence <= 1)).all()
+
+
+def between(confidence: np.ndarray, low: float, high: float) -> float:
+    """A threshold in the widest gap between two quantiles, where rounding moves no row."""
+    values = np.sort(confidence)[int(low * len(confidence)) : int(high * len(confidence))]
+    widest = int(np.diff(values).argmax())
+    return float(values[widest : widest + 2].mean())
 
 
 def test_skips_and_abstention_as_they_run(saved: Path, tmp_path: Path) -> None:
     fresh = Cascade.from_pretrained(saved)
     alone = [fresh.alone(number).predict(VARIED) for number in (1, 2, 3)]
-    first, last = (np.median(out.confidence) for out in (alone[0], alone[2]))
-    skip = float(np.quantile(alone[0].confidence, 0.25))
-    fresh.routing = Thresholds((float(first), 0.99), (skip,), float(last))
+    skip, first, last = (
+        between(alone[0].confidence, 0.1, 0.4),
+        between(alone[0].confidence, 0.5, 0.8),
+        between(alone[2].confidence, 0.3, 0.7),
+    )
+    fresh.routing = Thresholds((first, 0.99), (skip,), last)
     again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
     assert again.routing == fresh.routing
     out = again.predict(VARIED)

@@ -130,8 +130,9 @@ def test_a_stage_like_any_other(make: Make, tmp_path: Path) -> None:
     cascade = Cascade.from_stages([linear, large], label_maps={1: {}})
     assert cascade.labels == LABELS
     assert cascade.stages[0].record.kind == "linear"
+    held_out = Rows([f"{text} ." for text in ROWS.texts], None, ROWS.labels)
     policy = cascade.tune(
-        ROWS, Speedup(1.5), confidence=None, cost="flops", calibration="temperature"
+        held_out, Speedup(1.5), confidence=None, cost="flops", calibration="temperature"
     )
     again = Cascade.from_pretrained(cascade.save_pretrained(tmp_path / "cascade"))
     out = again.predict(TEXTS)

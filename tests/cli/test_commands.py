@@ -155,7 +155,7 @@ BAD_CALLS = [
      "no runtime is called 'abacus'"),
     (("tune", "{dir}", "--data", "{rows}"), "name a target: one or more of --max-drop"),
     (("tune", "{dir}", "--data", "{rows}", "--min-recall", "bad"), "give LABEL=X"),
-    (("tune", "{dir}", "--data", "{rows}", "--min-f1", "sad=0.9"), "'sad' is not one of 'bad'"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-f1", "sad=0.9"), "label 'sad' is not one of"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--score", "mood"), "'mood'"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--group-column", "x"), "'x'"),
     (("check", "{dir}", "--level", "2"), "a level of 2.0"),

@@ -107,7 +107,7 @@ def choose_thresholds(
     whole = Replay.of(rows, stages, chosen_score)
     rest = whole.take(certifying)
     passed = walk(path, lambda at: _p_value(rest, at, targets), 1 - confidence)
-    chosen = path[len(passed) - 1] if passed else path[0]
+    chosen = path[len(passed) - 1] if passed else _fallback(search, path)
     verdict = _verdict(chosen, best.thresholds, passed)
     more = None
     if verdict == NOT_CERTIFIED:
@@ -237,6 +237,13 @@ def _path(
     if all(target.reference_keeps_it for target in targets):
         path = [never, *(at for at in path if at != never)]
     return path
+
+
+def _fallback(search: Search, path: Sequence[Thresholds]) -> Thresholds:
+    """What to set where nothing can be promised."""
+    if search.minimises_cost and not any(target.abstains for target in search.targets):
+        return search.reference.thresholds
+    return path[0]
 
 
 def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:
