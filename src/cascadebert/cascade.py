@@ -42,7 +42,7 @@ from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.runtimes import runtime_versions
-from cascadebert.stage import load_stage
+from cascadebert.stage import StageRun, load_stage
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
@@ -375,23 +375,31 @@ class Cascade:
         )
         return certificate
 
-    def replay(
-        self,
-        rows: Rows,
-        *,
-        cost: str = "seconds",
-        with_labels: bool = True,
-        progress: Progress | None = None,
-    ) -> Replay:
-        """Run every stage on every row, to try thresholds on the results.
+    def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:
+        """Run every stage on every row, whatever the thresholds.
 
         Args:
             rows: checked rows.
-            cost: what a stage costs, see :meth:`tune`.
-            with_labels: whether answers are judged by labels, or by the last stage's answers.
             progress: as in :meth:`tune`.
         """
-        runs = [stage.run_all(rows, progress=progress) for stage in self.stages]
+        return [stage.run_all(rows, progress=progress) for stage in self.stages]
+
+    def replay(
+        self,
+        rows: Rows,
+        runs: Sequence[StageRun],
+        *,
+        cost: str = "seconds",
+        with_labels: bool = True,
+    ) -> Replay:
+        """Try thresholds on what every stage has said.
+
+        Args:
+            rows: checked rows.
+            runs: what :meth:`run_stages` gave for them.
+            cost: what a stage costs, see :meth:`tune`.
+            with_labels: whether answers are judged by labels, or by the last stage's answers.
+        """
         answers = np.stack([run.logits.argmax(axis=1) for run in runs])
         held_out = HeldOut(
             answers=answers,

@@ -19,7 +19,7 @@ from cascadebert.cli.evaluate import evaluation_table
 from cascadebert.cli.tune import chosen_targets
 from cascadebert.errors import InputError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
-from cascadebert.evaluation.report import read_training, write_report
+from cascadebert.evaluation.training_report import read_training, write_report
 from cascadebert.files import read_rows
 
 

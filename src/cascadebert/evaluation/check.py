@@ -169,12 +169,9 @@ def check_rows(
         )
     order = np.random.default_rng(seed).permutation(len(fresh)).tolist()
     fresh = fresh.take(order)
-    replay = cascade.replay(
-        fresh,
-        cost=certificate.cost_unit or "seconds",
-        with_labels=labelled,
-        progress=progress,
-    )
+    runs = cascade.run_stages(fresh, progress=progress)
+    cost = certificate.cost_unit or "seconds"
+    replay = cascade.replay(fresh, runs, cost=cost, with_labels=labelled)
     routing = cascade.routing
     assert routing is not None
     outcome = replay.outcome(routing)
