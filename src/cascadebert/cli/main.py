@@ -16,6 +16,7 @@ from cascadebert.cli.console import errors
 from cascadebert.cli.demo import demo
 from cascadebert.cli.evaluate import evaluate
 from cascadebert.cli.predict import predict
+from cascadebert.cli.report import report
 from cascadebert.cli.train import train
 from cascadebert.cli.tune import tune
 from cascadebert.errors import CascadeError, TargetError
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, build, tune, evaluate, predict, check):
+for command in (demo, train, build, tune, evaluate, predict, check, report):
     app.command()(command)
 
 

@@ -1,0 +1,65 @@
+"""``cascadebert report``: a web page on a cascade and labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cascadebert.artifact import REPORT
+from cascadebert.cascade import Cascade
+from cascadebert.cli import console
+from cascadebert.errors import InputError
+from cascadebert.evaluation.report import write_report
+
+_FILE = "report.html"
+
+
+def report(
+    cascade_folder: console.CascadeFolder,
+    data: Annotated[
+        str, typer.Option(help="Labelled rows, other than those of tuning. " + console.ROWS_HELP)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the page to this file.", show_default="DIR/report/report.html"),
+    ] = None,
+    runtime: console.RuntimeName = "onnx",
+    text_column: console.TextColumnName = "text",
+    text_pair_column: console.PairColumnName = None,
+    label_column: console.LabelColumnName = "label",
+) -> None:
+    """Write a web page on a cascade and labelled rows: one file, to be read anywhere.
+
+    Certificate and figures, accuracy against cost, what certainty costs, how far confidence can be
+    trusted, where rows end, and the hardest rows with their texts. Needs the extra 'report'.
+
+    [bold]Examples[/]
+
+    cascadebert report my-cascade --data test.jsonl
+
+    cascadebert report my-cascade --data test.csv --label-column intent --output page.html
+    """
+    if output is not None:
+        console.refuse_targets(data, output)
+    elif not Path(cascade_folder).is_dir():
+        raise InputError(f"{cascade_folder} is no folder to put a report in; name an --output")
+    cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
+    target = output or _own_place(Path(cascade_folder), data)
+    names = console.columns(text_column, text_pair_column, label_column)
+    rows = console.labelled_rows(cascade, data, names)
+    with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
+        write_report(cascade, rows, target, title=_title(cascade_folder), progress=progress)
+    console.say(f"wrote {target}")
+
+
+def _own_place(folder: Path, data: str) -> Path:
+    (folder / REPORT).mkdir(exist_ok=True)
+    console.refuse_targets(data, folder / REPORT / _FILE)
+    return folder / REPORT / _FILE
+
+
+def _title(cascade_folder: str) -> str:
+    path = Path(cascade_folder)
+    return path.resolve().name if path.is_dir() else cascade_folder

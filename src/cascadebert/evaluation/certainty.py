@@ -1,0 +1,154 @@
+"""What it costs to be sure: certified thresholds from fewer or more rows, at several levels."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadebert.deferral.certificate import FEWEST_ROWS, NOT_CERTIFIED
+from cascadebert.deferral.confidence import DEFAULT_SCORE, LEARNED, SCORES
+from cascadebert.deferral.replay import Replay
+from cascadebert.deferral.targets import Target
+from cascadebert.deferral.thresholds import choose_thresholds
+from cascadebert.errors import TargetError
+from cascadebert.evaluation.survey import Survey
+
+LEVELS = (0.8, 0.9, 0.95, 0.99)
+LEAST_ROWS = 100
+_SIZES = 5
+_SMALLEST_PART = 32
+_DRAWS = 5
+_SECONDS = 15.0
+_MOST_ROWS = 5_000
+
+
+@dataclass(frozen=True)
+class Price:
+    """What certified thresholds come to on all rows.
+
+    Attributes:
+        sizes: numbers of held-out rows.
+        costs: as a share of the last stage's, by size and level; one a draw.
+        accuracies: the same of their accuracy.
+        certified: share of the draws that were certified, by size and level.
+        without: cost and accuracy of the best thresholds on all rows, if nothing were promised;
+            None where none meet the targets.
+        draws: how often each size was drawn.
+        score: name of the confidence score that the thresholds are of.
+    """
+
+    sizes: tuple[int, ...]
+    costs: dict[tuple[int, float], tuple[float, ...]]
+    accuracies: dict[tuple[int, float], tuple[float, ...]]
+    certified: dict[tuple[int, float], float]
+    without: tuple[float, float] | None
+    draws: int
+    score: str
+
+
+def too_few(survey: Survey) -> str | None:
+    """Why the price of certainty cannot be told of these rows, in a sentence."""
+    if len(survey.stages) < 2:
+        return "A single stage has no thresholds to choose."
+    distinct = len(np.unique(survey.groups))
+    if distinct < LEAST_ROWS:
+        return (
+            f"Left out: it takes {LEAST_ROWS} different rows to choose thresholds on parts of them "
+            f"and certify those, and here there are {distinct}."
+        )
+    return None
+
+
+def price_of_certainty(
+    survey: Survey, targets: Sequence[Target], seconds: float = _SECONDS
+) -> Price:
+    """Choose certified thresholds again and again on random parts of the rows.
+
+    Args:
+        survey: of enough rows, see :func:`too_few`.
+        targets: what is wanted, together.
+        seconds: after which no further draw is begun; every size and level has had one by then.
+    """
+    # Learning a score anew for each draw would take an extra package, and most of the time.
+    name = DEFAULT_SCORE if survey.replay.score.name == LEARNED else survey.replay.score.name
+    replay = Replay.of(
+        survey.held_out, [run.logits.astype(np.float64) for run in survey.runs], SCORES[name]
+    )
+    groups = survey.groups
+    sizes = _sizes(len(survey))
+    found: dict[tuple[int, float], list[tuple[float, float, bool]]] = {}
+    begun = time.monotonic()
+    draws = 0
+    while draws < _DRAWS and (not draws or time.monotonic() - begun < seconds):
+        order = _in_random_order(groups, draws)
+        for size in sizes:
+            if len(np.unique(groups[order[:size]])) < FEWEST_ROWS:
+                continue
+            for level in LEVELS:
+                once = _once(survey, replay, targets, order[:size], level, draws)
+                found.setdefault((size, level), []).append(once)
+        draws += 1
+    return Price(
+        sizes=tuple(size for size in sizes if (size, LEVELS[0]) in found),
+        costs={at: tuple(cost for cost, _, _ in runs) for at, runs in found.items()},
+        accuracies={at: tuple(share for _, share, _ in runs) for at, runs in found.items()},
+        certified={at: sum(sure for _, _, sure in runs) / len(runs) for at, runs in found.items()},
+        without=_without_promise(survey, replay, targets),
+        draws=draws,
+        score=name,
+    )
+
+
+def _once(
+    survey: Survey,
+    replay: Replay,
+    targets: Sequence[Target],
+    rows: NDArray[np.int64],
+    level: float | None,
+    seed: int,
+) -> tuple[float, float, bool]:
+    """Cost and accuracy on all rows of the thresholds that some certify, and whether they do."""
+    policy = choose_thresholds(
+        [run.logits[rows] for run in survey.runs],
+        survey.truth[rows],
+        replay.rows.costs[rows],
+        targets,
+        level,
+        seed,
+        groups=survey.groups[rows],
+        score=replay.score.name,
+        logits=True,
+        names=survey.labels,
+    )
+    outcome = replay.outcome(policy.routing)
+    certified = policy.certificate.verdict != NOT_CERTIFIED
+    reference = not certified and not all(target.on_cost for target in targets)
+    cost = 1.0 if reference else survey.cost_share(outcome.cost)
+    right = outcome.reference_right if reference else outcome.right
+    return cost, float(right.mean()), certified
+
+
+def _without_promise(
+    survey: Survey, replay: Replay, targets: Sequence[Target]
+) -> tuple[float, float] | None:
+    with contextlib.suppress(TargetError):
+        cost, accuracy, _ = _once(survey, replay, targets, np.arange(len(survey)), None, 0)
+        return cost, accuracy
+    return None
+
+
+def _sizes(rows: int) -> list[int]:
+    most = min(rows, _MOST_ROWS)
+    least = max(most // _SMALLEST_PART, LEAST_ROWS // 2)
+    return sorted({round(size) for size in np.geomspace(least, most, _SIZES)})
+
+
+def _in_random_order(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Positions of the rows, those of a group beside one another."""
+    ranks = np.random.default_rng(seed).permutation(int(groups.max()) + 1)
+    return np.argsort(ranks[groups], kind="stable")

@@ -1,0 +1,287 @@
+"""A report for people: one web page on a cascade and labelled rows, with nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadebert.artifact import write_text
+from cascadebert.cascade import Cascade
+from cascadebert.deferral.certificate import (
+    CERTIFIED,
+    DO_NOT_CASCADE,
+    NOT_CERTIFIED,
+    Certificate,
+)
+from cascadebert.deferral.policy import observed
+from cascadebert.deferral.targets import MaxDrop, Target, target_of
+from cascadebert.errors import InputError, MissingDependencyError
+from cascadebert.evaluation import pictures
+from cascadebert.evaluation.breakdown import by_label, by_length, hardest, surest_errors
+from cascadebert.evaluation.certainty import price_of_certainty, too_few
+from cascadebert.evaluation.check import DEFAULT_LEVEL
+from cascadebert.evaluation.survey import Survey
+from cascadebert.evaluation.svg import shown
+
+NO_CERTIFICATE = "no certificate"
+
+_TEMPLATE = "report.html.j2"
+_LOOKS = {CERTIFIED: "good", NOT_CERTIFIED: "bad", DO_NOT_CASCADE: "bad"}
+_DEFAULT_DROP = 0.01
+_MOST_CHARACTERS = 200
+_MOST_NAME = 60
+
+
+def write_report(
+    cascade: Cascade,
+    rows: Any,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Path:
+    """Write what there is to say of a cascade on labelled rows as one HTML file.
+
+    Every stage runs once on every row. The page needs no network and nothing beside it.
+
+    Args:
+        cascade: the cascade, best tuned on other rows than these.
+        rows: labelled rows.
+        path: of the file, which is replaced if it is there.
+        title: name of the cascade; by default the names of its stages.
+        progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
+            over for every row.
+
+    Raises:
+        InputError: unusable rows, a label that the cascade does not know, or no such folder.
+        MissingDependencyError: the extra ``report`` (jinja2 and matplotlib) is not installed.
+    """
+    target = Path(path)
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"{path}: the folder {target.parent} does not exist; make it first")
+    template = _template()
+    survey = Survey.of(cascade, rows, progress)
+    stages = " → ".join(stage.name for stage in cascade.stages)
+    page = template.render(
+        title=shown(title or stages, _MOST_NAME),
+        version=version("cascadebert"),
+        survey=survey,
+        stages=[shown(name, _MOST_NAME) for name in survey.stages],
+        score=survey.replay.score.name,
+        verdict=_verdict(cascade, survey),
+        figures=survey.figures(),
+        stage_figures=survey.stage_figures(),
+        promises=_promises(cascade.certificate, survey),
+        promises_tested=_promises_tested(cascade.certificate, survey),
+        notes=_notes(cascade, survey),
+        **_pictures(cascade.certificate, survey),
+        hardest=_rows(survey, hardest(survey)),
+        errors=_rows(survey, surest_errors(survey)),
+    )
+    write_text(target, page)
+    return target
+
+
+def _template() -> Any:
+    # Asked for before any stage runs, so that nobody waits for what cannot be written.
+    try:
+        import_module("matplotlib")
+        from jinja2 import Environment, StrictUndefined
+    except ModuleNotFoundError as error:
+        package = (error.name or "jinja2").partition(".")[0]
+        raise MissingDependencyError(package, "the report", "report") from None
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    text = files("cascadebert.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form).replace("-", "−")
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    badge: str
+    look: str
+    words: str
+
+
+def _verdict(cascade: Cascade, survey: Survey) -> _Verdict:
+    certificate = cascade.certificate
+    if certificate is not None:
+        look = _LOOKS.get(certificate.verdict, "none")
+        return _Verdict(certificate.verdict, look, certificate.words())
+    if len(survey.stages) == 1:
+        why = "There is no certificate: a single stage answers every row, and has no thresholds."
+    elif not survey.tuned:
+        why = (
+            "There is no certificate, as this cascade is not tuned: it has no thresholds, and its "
+            "last stage answers every row. The figures of the cascade below are of the last stage "
+            "alone; the pictures show what thresholds could make of it. Run 'cascadebert tune'."
+        )
+    else:
+        why = (
+            "There is no certificate: the thresholds were set by hand, and nothing is promised of "
+            "them. Run 'cascadebert tune' for a promise."
+        )
+    return _Verdict(NO_CERTIFICATE, "none", why)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A promise, as it was seen when it was made and as these rows show it."""
+
+    words: str
+    then: float | None
+    now: float | None
+    p_value: float
+    broken: bool
+
+
+def _promises(certificate: Certificate | None, survey: Survey) -> list[_Seen]:
+    if certificate is None:
+        return []
+    # Tests that bet on one row after the other need an order that nothing depends on.
+    order = np.random.default_rng(0).permutation(len(survey))
+    outcome = survey.replay.take(order).outcome(survey.routing)
+    level = DEFAULT_LEVEL / max(len(certificate.promises), 1)
+    found = []
+    for promise, target in zip(certificate.promises, _targets(certificate), strict=True):
+        p_value = target.broken_p_value(outcome)
+        found.append(
+            _Seen(
+                words=promise.words,
+                then=promise.observed,
+                now=observed(target, outcome),
+                p_value=p_value,
+                broken=p_value <= level,
+            )
+        )
+    return found
+
+
+def _is_own(certificate: Certificate, survey: Survey) -> bool:
+    return certificate.rows_fingerprint == survey.rows.fingerprint()
+
+
+def _promises_tested(certificate: Certificate | None, survey: Survey) -> bool:
+    """Whether there are promises, and rows that can tell whether they hold."""
+    return (
+        certificate is not None
+        and certificate.verdict in (CERTIFIED, DO_NOT_CASCADE)
+        and not _is_own(certificate, survey)
+    )
+
+
+def _targets(certificate: Certificate | None) -> list[Target]:
+    promises = certificate.promises if certificate else ()
+    return [target_of(promise.target, promise.value, promise.label) for promise in promises]
+
+
+def _notes(cascade: Cascade, survey: Survey) -> list[str]:
+    """What must be known before the figures are believed."""
+    notes = []
+    certificate = cascade.certificate
+    if certificate is not None:
+        if _is_own(certificate, survey):
+            notes.append(
+                "These are the certificate's own rows, some of which chose the thresholds: the "
+                "figures here flatter the cascade. Report on others."
+            )
+        if certificate.artefact_fingerprint not in (None, cascade.fingerprint):
+            notes.append(
+                "The certificate is of other stages, labels or thresholds than these: run "
+                "'cascadebert check'."
+            )
+    texts = survey.rows.texts_fingerprint()
+    for number, stage in enumerate(cascade.stages, start=1):
+        if stage.record.trained_on == texts:
+            notes.append(
+                f"Stage {number} was trained on these very rows, and is better on them than on "
+                "any others. Report on others."
+            )
+    return notes
+
+
+def _pictures(certificate: Certificate | None, survey: Survey) -> dict[str, Any]:
+    """All pictures, by their name in the template; None where one is left out."""
+    from markupsafe import Markup
+
+    several = len(survey.stages) > 1
+    targets = _targets(certificate) or [MaxDrop(_DEFAULT_DROP)]
+    why_no_price = too_few(survey)
+    price = None if why_no_price else price_of_certainty(survey, targets)
+    on_cost = all(target.on_cost for target in targets)
+    abstained = bool((~survey.outcome.answered).any())
+    return {
+        "frontier": Markup(pictures.frontier(survey)) if several else None,
+        "price": price and Markup(pictures.price(price, on_cost)),
+        "price_found": price,
+        "price_on_cost": on_cost,
+        "price_targets": " and ".join(map(str, targets)),
+        "why_no_price": why_no_price,
+        "reliability": [
+            Markup(pictures.reliability_panel(survey, k)) for k in range(len(survey.stages))
+        ],
+        "risk": Markup(pictures.risk(survey)),
+        "by_label": Markup(pictures.stacks(survey, by_label(survey), "by-label", "label")),
+        "by_length": Markup(pictures.stacks(survey, by_length(survey), "by-length", "length")),
+        "abstained": abstained,
+    }
+
+
+@dataclass(frozen=True)
+class _Answer:
+    label: str
+    confidence: float
+    right: bool
+    final: bool
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row as the tables show it; its number counts from 1."""
+
+    number: int
+    text: str
+    pair: str | None
+    label: str
+    answers: Sequence[_Answer]
+
+
+def _rows(survey: Survey, positions: NDArray[np.int64]) -> list[_Row]:
+    pairs = survey.rows.pairs
+    return [
+        _Row(
+            number=i + 1,
+            text=shown(survey.rows.texts[i], _MOST_CHARACTERS),
+            pair=shown(pairs[i], _MOST_CHARACTERS) if pairs else None,
+            label=shown(survey.labels[survey.truth[i]], _MOST_NAME),
+            answers=[
+                _Answer(
+                    label=shown(survey.labels[survey.answers[k, i]], _MOST_NAME),
+                    confidence=float(survey.confidence[k, i]),
+                    right=bool(survey.right[k, i]),
+                    final=bool(survey.outcome.end[i] == k),
+                )
+                for k in range(len(survey.stages))
+            ],
+        )
+        for i in positions.tolist()
+    ]

@@ -1,0 +1,267 @@
+"""Labelled rows that every stage has answered, and what the cascade's thresholds make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadebert.cascade import Cascade
+from cascadebert.data import Rows, as_rows
+from cascadebert.deferral.confidence import Floats, softmax
+from cascadebert.deferral.held_out import HeldOut, Outcome
+from cascadebert.deferral.replay import Replay
+from cascadebert.deferral.routing import Thresholds
+from cascadebert.evaluation.metrics import aurc, dis, ece
+from cascadebert.stage import StageRun
+
+SECONDS, FLOPS = "seconds", "flops"
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """One stage on all rows, whatever the thresholds.
+
+    Attributes:
+        name: of the stage.
+        accuracy: share of right answers.
+        answered: share of the rows that the cascade has answered by it.
+        threshold: above which rows exit, of the last stage get an answer; None where it is not run.
+        skip: up to which rows go straight to the last stage.
+        dis: None where all answers are right, or all wrong.
+        ece: see :mod:`cascadebert.evaluation.metrics`.
+        cost: mean of a row, as a share of the last stage's.
+    """
+
+    name: str
+    accuracy: float
+    answered: float
+    threshold: float | None
+    skip: float
+    dis: float | None
+    ece: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The cascade on all rows; the reference is its last stage alone.
+
+    Attributes:
+        rows: their number.
+        accuracy, reference_accuracy: share of right answers; no answer is not a right one.
+        drop_error: standard error of the drop, the rows being a sample.
+        agreement: share of rows with the reference's answer.
+        abstained: share of rows without an answer.
+        error_when_answering: share of wrong answers among the rows answered; None if none is.
+        speedup_seconds: in the seconds that the stages took in this run, shared out over the rows
+            by the operations that each takes.
+        speedup_flops: in counted operations.
+    """
+
+    rows: int
+    accuracy: float
+    reference_accuracy: float
+    drop_error: float
+    agreement: float
+    abstained: float
+    error_when_answering: float | None
+    speedup_seconds: float
+    speedup_flops: float
+
+    @property
+    def drop(self) -> float:
+        return self.reference_accuracy - self.accuracy
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Rows, what every stage says of them, and the thresholds.
+
+    Attributes:
+        rows: labelled.
+        runs: of every stage on every row.
+        stages: their names.
+        labels: of the cascade.
+        truth: class index of each row's label, int64 of shape (rows,).
+        routing: the thresholds; the last stage alone where the cascade has none.
+        tuned: whether it has any.
+        replays: the rows with their costs, by kind of cost.
+        unit: the kind of cost that pictures show: the certificate's, else seconds.
+        length_unit: what the last stage's lengths are counted in.
+    """
+
+    rows: Rows
+    runs: tuple[StageRun, ...]
+    stages: tuple[str, ...]
+    labels: tuple[str, ...]
+    truth: NDArray[np.int64]
+    routing: Thresholds
+    tuned: bool
+    replays: Mapping[str, Replay]
+    unit: str
+    length_unit: str
+
+    @classmethod
+    def of(
+        cls, cascade: Cascade, rows: Any, progress: Callable[[int], object] | None = None
+    ) -> Survey:
+        """Run every stage once on every row.
+
+        Args:
+            cascade: the cascade, tuned or not.
+            rows: labelled rows.
+            progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
+                over for every row.
+
+        Raises:
+            InputError: unusable rows, or a label that the cascade does not know.
+        """
+        checked = as_rows(rows, with_labels=True)
+        truth = cascade.label_ids(checked)
+        runs = cascade.run_stages(checked, progress=progress)
+        certificate = cascade.certificate
+        unit = (certificate and certificate.cost_unit) or SECONDS
+        return cls(
+            rows=checked,
+            runs=tuple(runs),
+            stages=tuple(stage.name for stage in cascade.stages),
+            labels=cascade.labels,
+            truth=truth,
+            routing=cascade.routing or Thresholds.last_stage_alone(len(cascade.stages)),
+            tuned=cascade.routing is not None,
+            replays={
+                kind: cascade.replay(checked, runs, cost=kind) for kind in {SECONDS, FLOPS, unit}
+            },
+            unit=unit,
+            length_unit=cascade.stages[-1].record.length_unit,
+        )
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """A number for each row, the same for rows that belong together; shape (rows,)."""
+        return np.array(self.rows.groups())
+
+    @property
+    def replay(self) -> Replay:
+        """The rows with their costs in the unit that pictures show."""
+        return self.replays[self.unit]
+
+    @property
+    def held_out(self) -> HeldOut:
+        return self.replay.rows
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """Class index, int64 of shape (stages, rows)."""
+        return self.held_out.answers
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Bool of shape (stages, rows)."""
+        result: NDArray[np.bool_] = self.held_out.right[:-1]
+        return result
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        return self.replay.outcome(self.routing)
+
+    @cached_property
+    def scores(self) -> Floats:
+        """Comparable confidence scores, float64 of shape (stages, rows)."""
+        return self.replay.scores(self.routing)
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """The scores on the scale from 0 to 1, float64 of shape (stages, rows)."""
+        return self.replay.score.shown(self.scores)
+
+    @cached_property
+    def probability(self) -> Floats:
+        """Of each stage's answer, float64 of shape (stages, rows)."""
+        return np.stack([softmax(run.logits).max(axis=1) for run in self.runs])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of each row in the last stage, int64 of shape (rows,)."""
+        return self.runs[-1].lengths
+
+    @property
+    def first_stage(self) -> int:
+        """The first stage that is run, from 0."""
+        return int(self.routing.runs.argmax())
+
+    @property
+    def reference_cost(self) -> float:
+        return float(self.held_out.costs[:, -1].mean())
+
+    @property
+    def cost_shares(self) -> Floats:
+        """Mean cost of a row in each stage, as a share of the last stage's; shape (stages,)."""
+        shares: Floats = self.held_out.costs.mean(axis=0) / self.reference_cost
+        return shares
+
+    def cost_share(self, cost: Floats) -> float:
+        """Mean of rows' costs as a share of the last stage's."""
+        return float(cost.mean()) / self.reference_cost
+
+    def aurc(self, stage: int) -> float:
+        return aurc(self.scores[stage], self.right[stage])
+
+    def ece(self, stage: int) -> float:
+        return ece(self.probability[stage], self.right[stage])
+
+    def figures(self) -> Figures:
+        """The cascade against its last stage alone."""
+        outcome, count = self.outcome, len(self)
+        right, reference = outcome.right, outcome.reference_right
+        answered = outcome.answered
+        same = np.vstack([self.answers == self.answers[-1], np.zeros((1, count), dtype=np.bool_)])
+        apart = reference.astype(np.float64) - right
+        wrong = float((~right[answered]).mean()) if answered.any() else None
+        return Figures(
+            rows=count,
+            accuracy=float(right.mean()),
+            reference_accuracy=float(reference.mean()),
+            drop_error=float(apart.std()) / math.sqrt(count),
+            agreement=float(outcome.of(same).mean()),
+            abstained=float((~answered).mean()),
+            error_when_answering=wrong,
+            speedup_seconds=self._speedup(SECONDS),
+            speedup_flops=self._speedup(FLOPS),
+        )
+
+    def _speedup(self, kind: str) -> float:
+        replay = self.replays[kind]
+        return float(replay.rows.costs[:, -1].sum() / replay.routes(self.routing).cost.sum())
+
+    def stage_figures(self) -> list[StageFigures]:
+        """Each stage on all rows."""
+        count = len(self.stages)
+        shares = np.bincount(self.outcome.end, minlength=count + 1) / len(self)
+        limits = (*self.routing.exits, self.routing.abstain)
+        skips = (*self.routing.skips, 0.0, 0.0)
+        found = []
+        for k, name in enumerate(self.stages):
+            order = dis(self.scores[k], ~self.right[k])
+            found.append(
+                StageFigures(
+                    name=name,
+                    accuracy=float(self.right[k].mean()),
+                    answered=float(shares[k]),
+                    threshold=limits[k] if self.routing.runs[k] else None,
+                    skip=skips[k],
+                    dis=None if math.isnan(order) else order,
+                    ece=self.ece(k),
+                    cost=float(self.cost_shares[k]),
+                )
+            )
+        return found
