@@ -91,8 +91,8 @@ def test_certificate_tells_what_it_rests_on(
     policy = choose_thresholds(probabilities, labels, COSTS, MaxDrop(0.03))
     certificate = policy.certificate
     assert certificate.certified
-    assert (certificate.rows_proposing, certificate.rows_certifying) == (900, 2_100)
-    assert policy.rows == 2_100
+    assert (certificate.rows_proposing, certificate.rows_certifying) == (600, 2_400)
+    assert policy.rows == 2_400
     (promise,) = certificate.promises
     assert (promise.target, promise.value, promise.label) == ("MaxDrop", 0.03, None)
     assert promise.p_value is not None

@@ -25,7 +25,7 @@ CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE = "certified", "not certified", "do not
 ESTIMATED = "estimated"
 VERDICTS = (CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE, ESTIMATED)
 FEWEST_ROWS = 20
-PROPOSING_SHARE = 0.3
+PROPOSING_SHARE = 0.2
 
 _MOST_ROWS_TO_ASK_FOR = 10_000_000
 
@@ -66,8 +66,9 @@ class Certificate:
         confidence: 1 minus the chance that a promise is made and does not hold; None where none
             was asked for.
         promises: the targets, which hold all together.
-        rows_proposing, rows_certifying: held-out rows for either. The figures below are of the
-            rows that certify; without a promise of all rows, which chose the thresholds themselves.
+        rows_proposing, rows_certifying: held-out rows for either. With a single threshold to
+            choose all rows can certify. The figures below are of the rows that certify; without a
+            promise of all rows, which chose the thresholds themselves.
         more_rows: about how many more held-out rows would have certified the thresholds that the
             proposing rows found best; None where there is no need, or where no number would do.
         score: name of the confidence score.
@@ -194,11 +195,9 @@ class Certificate:
             + ("" if promise.p_value is None else f" (p = {promise.p_value:.2g})")
             for promise in self.promises
         ]
-        rows = (
-            f"the {self.rows_certifying} rows that did not choose them"
-            if self.rows_certifying
-            else f"these {self.rows_proposing} rows"
-        )
+        rows = f"the {self.rows_certifying or self.rows_proposing} rows"
+        if self.rows_certifying and self.rows_proposing:
+            rows += " that did not choose them"
         return f"On {rows} it was {', '.join(seen)}."
 
     def _cost_in_words(self) -> str:

@@ -17,6 +17,7 @@ from cascadebert.deferral.inputs import checked_costs, checked_logits
 from cascadebert.deferral.ranking import ranking_p_value
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
+from cascadebert.deferral.shift import Seen
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
@@ -136,25 +137,27 @@ class Policy:
 
 def make_policy(
     replay: Replay,
-    proposals: Replay,
     thresholds: Thresholds,
     targets: tuple[Target, ...],
     frontier: tuple[OperatingPoint, ...],
+    seen: Seen,
     verdict: str,
     *,
     confidence: float | None = None,
+    rows_proposing: int | None = None,
     more_rows: int | None = None,
 ) -> Policy:
     """The chosen thresholds with their certificate.
 
     Args:
         replay: the rows that the figures are of.
-        proposals: the rows that proposed; the same ones where nothing is promised.
         thresholds: the chosen ones.
         targets: what was asked for.
         frontier: operating points on the rows that proposed.
+        seen: how rows went through the stages.
         verdict: see :class:`~cascadebert.Certificate`.
         confidence: of the promise.
+        rows_proposing: how many proposed; by default those of the figures.
         more_rows: how many would have certified more.
     """
     outcome = replay.outcome(thresholds)
@@ -169,7 +172,7 @@ def make_policy(
             _promise(target, outcome, p_value)
             for target, p_value in zip(targets, values, strict=True)
         ),
-        rows_proposing=len(proposals.rows),
+        rows_proposing=count if rows_proposing is None else rows_proposing,
         rows_certifying=count if tested else 0,
         more_rows=more_rows,
         score=replay.score.name,
@@ -183,7 +186,7 @@ def make_policy(
         exit_fractions=tuple(ends[:-1].tolist()),
         abstained=float(ends[-1]),
         unranked_stages=_unranked(replay, thresholds),
-        seen=replay.seen(thresholds, proposals.confidence_edges(thresholds)),
+        seen=seen,
     )
     return Policy(thresholds, replay.score, targets, certificate, frontier)
 

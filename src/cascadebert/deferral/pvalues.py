@@ -17,8 +17,9 @@ from cascadebert.deferral.confidence import Floats
 from cascadebert.errors import InputError
 
 _NUISANCE_LEVEL = 1e-5
-_NUISANCE_POINTS = 11
-_WINDOW = 7.0
+# With few rows the probability has bumps as the nuisance moves; with many it is smooth.
+_NUISANCE_POINTS = {2_000: 41, 10**9: 11}
+_WINDOW = 6.0
 _TIE = 1e-9
 
 
@@ -58,7 +59,9 @@ def paired_p_value(worse: int, better: int, rows: int, limit: float) -> float:
         return 1.0 if worse == rows else 0.0
     low, high = binomial_interval(better, rows, _NUISANCE_LEVEL)
     high = min(high, (1 - limit) / 2)
-    nuisance = np.unique(np.linspace(min(low, high), high, _NUISANCE_POINTS))
+    points = next(count for most, count in _NUISANCE_POINTS.items() if rows <= most)
+    # Evenly in the standard error, so that small shares get their part.
+    nuisance = np.unique(np.linspace(math.sqrt(min(low, high)), math.sqrt(high), points) ** 2)
     counts_worse, counts_better = _as_extreme(worse, better, rows, limit, nuisance)
     log_factorials = _log_factorials(rows)
     same = rows - counts_worse - counts_better
@@ -81,7 +84,7 @@ def paired_p_value(worse: int, better: int, rows: int, limit: float) -> float:
     coarse = [probability(chance) for chance in nuisance]
     best = int(np.argmax(coarse))
     around = nuisance[max(best - 1, 0) : best + 2]
-    fine = [probability(chance) for chance in np.linspace(around[0], around[-1], _NUISANCE_POINTS)]
+    fine = [probability(chance) for chance in np.linspace(around[0], around[-1], points)]
     return min(max(*coarse, *fine) + _NUISANCE_LEVEL, 1.0)
 
 

@@ -13,6 +13,7 @@ from cascadebert.deferral.confidence import ConfidenceScore, Floats, stage_score
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.routing import (
+    ALWAYS_EXIT,
     Routes,
     Thresholds,
     arrivals,
@@ -120,21 +121,24 @@ class Replay:
     def _shown(self, thresholds: Thresholds) -> Floats:
         return self.score.shown(self.scores(thresholds)[thresholds.runs])
 
-    def part_way(self, thresholds: Thresholds, share: float) -> Thresholds:
-        """Only this share of the rows above the given exits is above the new ones."""
+    def shifted(self, thresholds: Thresholds, by: float) -> Thresholds:
+        """All thresholds that rows must be above moved together, in the units of the score.
+
+        Stages that are not run stay so.
+        """
         scores = self.scores(thresholds)
-        exits = []
-        for k, limit in enumerate(compared(self.score, thresholds.exits)):
-            descending = scores[k, self.order(k, thresholds)]
-            wanted = round(share * int((descending > limit).sum()))
-            if wanted == 0:
-                exits.append(NEVER_EXIT)
-                continue
-            last, following = descending[wanted - 1], descending[wanted : wanted + 1]
-            below = float(following[0]) if len(following) else -np.inf
-            middle = (last + below) / 2 if np.isfinite(last + below) else max(below, limit)
-            exits.append(float(self.score.shown(middle)))
-        return dataclasses.replace(thresholds, exits=tuple(exits))
+        limits = compared(self.score, (*thresholds.exits, thresholds.abstain))
+        # From where a threshold begins to make a difference.
+        limits = np.clip(limits, scores.min(axis=1), scores.max(axis=1)) + by
+        moved = np.asarray(self.score.shown(limits)).tolist()
+        exits = np.where(thresholds.runs[:-1], moved[:-1], NEVER_EXIT)
+        abstain = moved[-1] if thresholds.abstain > 0 else 0.0
+        return dataclasses.replace(thresholds, exits=tuple(exits.tolist()), abstain=abstain)
+
+    def always_exiting(self, thresholds: Thresholds) -> Thresholds:
+        """Every row exits at the first stage that is run."""
+        exits = np.where(thresholds.runs[:-1], ALWAYS_EXIT, NEVER_EXIT)
+        return dataclasses.replace(thresholds, exits=tuple(exits.tolist()))
 
     def two_ways(
         self, thresholds: Thresholds, knob: Knob

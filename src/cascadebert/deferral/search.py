@@ -24,11 +24,11 @@ from cascadebert.deferral.replay import Knob, Replay
 from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
 from cascadebert.deferral.targets import Target
 
-_PRICES = np.geomspace(1e-3, 10, 41)
+_PRICES = np.geomspace(1e-3, 10, 13)
 _RATIOS = (0.0625, 0.25, 1.0, 4.0, 16.0)
 _MOST_ROUNDS = 20
-_SCANNED_ROWS = 5_000
-_MOST_POINTS = 400
+_SCANNED_ROWS = 2_000
+_MOST_POINTS = 150
 _PAIRED_ROWS = 1_500
 _MOST_STARTS = 4
 # Every value on a few dozen rows, fewer where they lie close together.
@@ -73,12 +73,16 @@ class Search:
 
     Args:
         replay: the rows.
-        targets: what is wanted, together.
+        promised: what is to be promised, all together.
+        sought: what is wanted beside it without a promise.
     """
 
-    def __init__(self, replay: Replay, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, replay: Replay, promised: Sequence[Target], sought: Sequence[Target] = ()
+    ) -> None:
         self.replay = replay
-        self.targets = list(targets)
+        self.sought = list(sought)
+        self.targets = targets = [*promised, *sought]
         rows = replay.rows
         self._tables = np.concatenate(
             [rows.right[None].astype(np.float64), *(target.tables(rows) for target in targets)]
@@ -114,6 +118,16 @@ class Search:
             start = stop
         keys = (costs, -means[0]) if self.minimises_cost else (-means[0], costs)
         return missed, *keys
+
+    def left(self, thresholds: Thresholds) -> tuple[float, float, float]:
+        """What is left to the user where the promises are kept; less is better.
+
+        By how much other wishes are missed, then the cost or what is lacking in accuracy.
+        """
+        outcome = self.replay.outcome(thresholds)
+        missed = sum(max(float(target.losses(outcome).mean()), 0.0) for target in self.sought)
+        cost, wrong = float(outcome.cost.mean()), 1 - float(outcome.right.mean())
+        return (missed, cost, wrong) if self.minimises_cost else (missed, wrong, cost)
 
     def misses(self, point: Point) -> bool:
         """Whether a point misses one of the targets on these rows."""

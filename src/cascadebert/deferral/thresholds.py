@@ -9,7 +9,7 @@ on these rows. With one, some of the rows propose and the others certify
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,13 +34,15 @@ from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.inputs import checked_costs, checked_labels, checked_logits
 from cascadebert.deferral.policy import Policy, make_policy, p_values
 from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.routing import Thresholds
+from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
 from cascadebert.deferral.search import Point, Search
 from cascadebert.deferral.targets import MaxErrorWhenAnswering, MinCoverage, Target
 from cascadebert.errors import InputError, TargetError
 
-_MOST_PROPOSALS = 60
-_APPROACH = 20
+_SHIFTS = np.linspace(10, -10, 201)
+_AT_EASE = -5.0
+_STRIDE = 5
+_SINGLE_THRESHOLDS = np.linspace(-4, 14, 181)
 
 
 def choose_thresholds(
@@ -88,34 +90,72 @@ def choose_thresholds(
         raise InputError("no target: name at least one")
     stages = checked_logits(probabilities, logits)
     rows = _held_out(stages, labels, costs, targets, names)
+    everything = np.arange(len(rows))
     if confidence is None:
-        proposing, certifying = np.arange(len(rows)), np.arange(0)
-    else:
-        proposing, certifying = split_rows(len(rows), groups, seed)
-    proposals, chosen_score = _proposals(rows, stages, proposing, score, logits, seed)
-    sought = _sought(proposals, targets)
-    search = Search(proposals, [*targets, *sought])
+        search, chosen_score = _search(rows, stages, everything, score, logits, seed, targets)
+        points = search.frontier()
+        best = search.with_skips(search.best(points))
+        _refuse_out_of_reach(search, best, points)
+        edges = search.replay.confidence_edges(best.thresholds)
+        seen = search.replay.seen(best.thresholds, edges)
+        shown = search.shown(points)
+        return make_policy(search.replay, best.thresholds, targets, shown, seen, ESTIMATED)
+    proposing, certifying = split_rows(len(rows), groups, seed)
+    ordered = _are_ordered(rows, targets, score)
+    search, chosen_score = _search(
+        rows, stages, everything if ordered else proposing, score, logits, seed, targets
+    )
     points = search.frontier()
     # Rows that only propose need no more than a good direction.
-    best = search.with_skips(search.best(points, thorough=confidence is None))
-    if confidence is None:
-        _refuse_out_of_reach(search, best, points)
-        return make_policy(
-            proposals, proposals, best.thresholds, targets, search.shown(points), ESTIMATED
-        )
-    path = _path(search, best, points, targets, sought)
+    best = search.with_skips(search.best(points, thorough=False))
+    path = _fixed_path(search) if ordered else _path(search, best, targets)
     whole = Replay.of(rows, stages, chosen_score)
-    rest = whole.take(certifying)
-    passed = walk(path, lambda at: _p_value(rest, at, targets), 1 - confidence)
-    chosen = path[len(passed) - 1] if passed else _fallback(search, path)
-    verdict = _verdict(chosen, best.thresholds, passed)
+    rest = whole.take(np.concatenate([certifying, proposing]) if ordered else certifying)
+    passed = path[: len(walk(path, _p_values_once(rest, targets), 1 - confidence))]
+    final = Search(rest, targets, search.sought)
+    # All that passed keep the promise together, so any of them may be taken.
+    chosen = min(passed[::-1], key=final.left) if passed else _fallback(search, path)
+    verdict = _verdict(chosen, best.thresholds, bool(passed), targets)
     more = None
     if verdict == NOT_CERTIFIED:
         more = _more_rows(rest.outcome(best.thresholds), targets, 1 - confidence, len(rows))
-    shown = search.shown(points)
     return make_policy(
-        rest, proposals, chosen, targets, shown, verdict, confidence=confidence, more_rows=more
+        rest,
+        chosen,
+        targets,
+        search.shown(points),
+        whole.take(certifying).seen(chosen, whole.take(proposing).confidence_edges(chosen)),
+        verdict,
+        confidence=confidence,
+        rows_proposing=len(rows) - len(rest.rows),
+        more_rows=more,
     )
+
+
+def _search(
+    rows: HeldOut,
+    stages: Sequence[Floats],
+    proposing: NDArray[np.int64],
+    score: str,
+    logits: bool,
+    seed: int,
+    targets: Sequence[Target],
+) -> tuple[Search, ConfidenceScore]:
+    """The search on the rows that propose, and the score for other rows."""
+    proposals, chosen_score = _proposals(rows, stages, proposing, score, logits, seed)
+    return Search(proposals, targets, _sought(proposals, targets)), chosen_score
+
+
+def _are_ordered(rows: HeldOut, targets: Sequence[Target], score: str) -> bool:
+    """Whether it is known without any row which thresholds keep the promise best.
+
+    So it is with a single threshold, where the answers become the last stage's one after the other
+    as it rises, and the cost does. Then all rows can certify.
+    """
+    alike = all(target.reference_keeps_it for target in targets) or all(
+        target.on_cost for target in targets
+    )
+    return rows.stages == 2 and alike and score != LEARNED
 
 
 def _held_out(
@@ -174,7 +214,7 @@ def _sought(proposals: Replay, targets: Sequence[Target]) -> list[Target]:
     limits = [target for target in targets if isinstance(target, MaxErrorWhenAnswering)]
     if not limits or any(isinstance(target, MinCoverage) for target in targets):
         return []
-    coverage = Search(proposals, targets).coverage_of_last_stage()
+    coverage = Search(proposals, targets, []).coverage_of_last_stage()
     least = coverage - max(limit.coverage_drop for limit in limits)
     return [MinCoverage(least)] if 0 < least < 1 else []
 
@@ -192,50 +232,33 @@ def _refuse_out_of_reach(search: Search, best: Point, points: Sequence[Point]) -
     )
 
 
-def _path(
-    search: Search,
-    best: Point,
-    points: Sequence[Point],
-    targets: Sequence[Target],
-    sought: Sequence[Target],
-) -> list[Thresholds]:
+def _fixed_path(search: Search) -> list[Thresholds]:
+    """All values of a single threshold that may matter, whatever the rows."""
+    score = search.replay.score
+    values = np.unique(score.shown(_SINGLE_THRESHOLDS))
+    path = [Thresholds((float(value),)) for value in values[(values > 0) & (values < 1)]]
+    path = [Thresholds((ALWAYS_EXIT,)), *path, search.reference.thresholds]
+    return path[::-1] if search.minimises_cost else path
+
+
+def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresholds]:
     """Thresholds from those that keep the promise best to those that serve the user best.
 
-    Each is better than all before it in what is left to the user, and more of a strain on the
-    promise. The frontier may begin far from the last stage alone, where the cascade is the more
-    accurate of the two; a walk in such a stride would fall at its first step, so smaller steps
-    lead there.
+    All thresholds move together, at the distances from one another that the best ones have. So
+    each choice lets all rows exit that the one before it did: what it does to the rows differs
+    little from one to the next, and chance has few occasions to end the walk early, which it had
+    when every choice was the best of its kind on the few rows that propose.
     """
     replay = search.replay
-    candidates = {point.thresholds: point for point in [*points, best]}
-    for point in list(candidates.values()):
-        # What helps the best point may help its neighbours.
-        skipping = Thresholds(
-            point.thresholds.exits, best.thresholds.skips, point.thresholds.abstain
-        )
-        if skipping not in candidates:
-            candidates[skipping] = search.point(skipping)
-    strain = {at: _strain(replay.outcome(at), targets) for at in candidates}
-    safest = min(strain, key=strain.__getitem__)
-    if search.minimises_cost:
-        for step in range(1, _APPROACH):
-            at = replay.part_way(safest, step / _APPROACH)
-            candidates[at] = search.point(at)
-            strain[at] = _strain(replay.outcome(at), targets)
-    ordered = sorted(candidates.values(), key=lambda point: strain[point.thresholds])
-    path, aim = [], (math.inf, math.inf)
-    for point in ordered:
-        outcome = replay.outcome(point.thresholds)
-        short = [max(float(target.losses(outcome).mean()), 0.0) for target in sought]
-        left = (sum(short), point.cost if search.minimises_cost else -float(point.means[0]))
-        if left < aim or point.thresholds == best.thresholds:
-            aim = min(aim, left)
-            path.append(point.thresholds)
-    kept = {round(step) for step in np.linspace(0, len(path) - 1, min(_MOST_PROPOSALS, len(path)))}
-    path = [at for i, at in enumerate(path) if i in kept or at == best.thresholds]
-    never = Thresholds.last_stage_alone(replay.rows.stages)
-    if all(target.reference_keeps_it for target in targets):
-        path = [never, *(at for at in path if at != never)]
+    family = [replay.shifted(best.thresholds, float(by)) for by in _SHIFTS]
+    family = [*dict.fromkeys(family), replay.always_exiting(best.thresholds)]
+    strains = [_strain(replay.outcome(at), targets) for at in family]
+    safest = int(np.argmin(strains))
+    order = range(safest, len(family)) if search.minimises_cost else range(safest, -1, -1)
+    # Far from the limit small steps only take time.
+    path = [family[i] for i in order if strains[i] > _AT_EASE or (i - safest) % _STRIDE == 0]
+    if search.minimises_cost and all(target.reference_keeps_it for target in targets):
+        return [search.reference.thresholds, *path]
     return path
 
 
@@ -257,13 +280,27 @@ def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:
     return worst
 
 
-def _p_value(replay: Replay, thresholds: Thresholds, targets: Sequence[Target]) -> float:
-    """Of the null hypothesis that one of the promises does not hold: the largest of theirs."""
-    return max(p_values(replay, thresholds, targets))
+def _p_values_once(replay: Replay, targets: Sequence[Target]) -> Callable[[Thresholds], float]:
+    """The p-value of the null hypothesis that one of the promises does not hold.
+
+    It is the largest of theirs, and is not computed again for thresholds that do the same to
+    all rows.
+    """
+    known: dict[tuple[bytes, bytes], float] = {}
+
+    def p_value(thresholds: Thresholds) -> float:
+        key = (thresholds.runs.tobytes(), replay.routes(thresholds).end.tobytes())
+        if key not in known:
+            known[key] = max(p_values(replay, thresholds, targets))
+        return known[key]
+
+    return p_value
 
 
-def _verdict(chosen: Thresholds, best: Thresholds, passed: Sequence[float]) -> str:
-    if not passed or (passed[-1] == 0 and len(passed) == 1 and not best.is_single_stage):
+def _verdict(chosen: Thresholds, best: Thresholds, passed: bool, targets: Sequence[Target]) -> str:
+    last_alone = chosen == Thresholds.last_stage_alone(len(chosen.exits) + 1)
+    untested = last_alone and all(target.reference_keeps_it for target in targets)
+    if not passed or (untested and not best.is_single_stage):
         return NOT_CERTIFIED
     return DO_NOT_CASCADE if chosen.is_single_stage and best.is_single_stage else CERTIFIED
 
