@@ -37,12 +37,12 @@ def cells() -> list[Cell]:
     every = [
         (name, target, stages, rows)
         for rows, stages, name in itertools.product(ROWS, STAGES, ("synthetic", *REAL))
-        for target in targets(name, stages)
+        for target in targets(name)
     ]
     return sorted(every, key=lambda cell: cell[3])
 
 
-def targets(name: str, stages: int) -> tuple[str, ...]:
+def targets(name: str) -> tuple[str, ...]:
     if name == "synthetic":
         return "MaxDrop", "MinAgreement", "MinAccuracy", "Speedup"
     return ("MaxDrop",)

@@ -28,7 +28,7 @@ def run(task: str) -> dict[str, Any]:
     cascade = Cascade.from_stages(checkpoints)
     data = common.data_folder(task)
     validation = read_rows(data / "validation.jsonl", with_labels=True)
-    policy = cascade.tune(validation, TARGET, confidence=None)
+    tuned = cascade.tune(validation, TARGET, confidence=None)
     cascade.save_pretrained(folder)
     cascade = Cascade.from_pretrained(folder)
     rows = read_rows(data / "test.jsonl", with_labels=True, known_labels=cascade.labels)
@@ -40,11 +40,11 @@ def run(task: str) -> dict[str, Any]:
             for stage, path in zip(STAGES, checkpoints, strict=True)
         },
         "tuning": {
-            "rows": policy.rows,
-            "thresholds": policy.thresholds,
-            "accuracy": policy.accuracy,
-            "reference_accuracy": policy.reference_accuracy,
-            "speedup": policy.speedup,
+            "rows": len(validation),
+            "thresholds": tuned.thresholds,
+            "accuracy": tuned.accuracy,
+            "reference_accuracy": tuned.reference_accuracy,
+            "speedup": tuned.speedup,
         },
         "test": result.to_dict(),
     }

@@ -54,17 +54,23 @@ class World:
         return bool(kept[type(target).__name__]), cost, deferred
 
 
-@cache
-def synthetic(stages: int, seed: int = 0) -> World:
+def synthetic_stages(stages: int, rows: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Three classes; stages of growing accuracy that find the same rows hard."""
     random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, SYNTHETIC_ROWS)
-    difficulty = random.normal(size=SYNTHETIC_ROWS)
+    labels = random.integers(0, 3, rows)
+    difficulty = random.normal(size=rows)
     probabilities = []
     for strength in np.linspace(2, 4, stages):
-        logits = random.normal(size=(SYNTHETIC_ROWS, 3))
-        logits[np.arange(SYNTHETIC_ROWS), labels] += strength - difficulty
+        logits = random.normal(size=(rows, 3))
+        logits[np.arange(rows), labels] += strength - difficulty
         probabilities.append(softmax(2 * logits))
+    return probabilities, labels
+
+
+@cache
+def synthetic(stages: int) -> World:
+    """Synthetic stages on so many rows."""
+    probabilities, labels = synthetic_stages(stages, SYNTHETIC_ROWS, 0)
     return World("synthetic", probabilities, labels, np.array(COSTS[stages]))
 
 

@@ -7,6 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mapie.risk_control import control_fwer
 from test_thresholds import synthetic
 
 from cascadebert import (
@@ -170,6 +173,12 @@ def test_the_walk_stops_at_the_first_failure() -> None:
     values = {"a": 0.01, "b": 0.049, "c": 0.2, "d": 0.001}
     assert walk(list(values), values.__getitem__, 0.05) == [0.01, 0.049]
     assert walk(["c"], values.__getitem__, 0.05) == []
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=20), st.sampled_from([0.01, 0.05, 0.1]))
+def test_the_walk_is_mapies_fixed_sequence(values: list[float], level: float) -> None:
+    theirs = control_fwer(np.array(values), level, fwer_method="fixed_sequence")
+    assert len(walk(values, lambda value: value, level)) == len(theirs)
 
 
 def test_rows_needed_are_about_right() -> None:

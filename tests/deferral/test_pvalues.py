@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy import stats
 
 from cascadebert.deferral.pvalues import (
@@ -123,6 +124,19 @@ def test_hoeffding_bentkus_is_never_below_the_exact_value(
     losses = round(share * rows)
     bound = hoeffding_bentkus_p_value(losses / rows, rows, limit)
     assert bound >= binomial_p_value(losses, rows, limit) * (1 - 1e-9) - 1e-12
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.9), st.floats(0, 1))
+@settings(deadline=None)
+def test_hoeffding_bentkus_is_mapies(rows: int, limit: float, mean: float) -> None:
+    theirs = compute_hoeffding_bentkus_p_value(np.array([mean]), rows, limit)[0, 0]
+    ours = hoeffding_bentkus_p_value(mean, rows, limit)
+    if mean < limit:
+        assert ours == pytest.approx(min(theirs, 1.0), abs=1e-9)
+    else:
+        # Both reject nothing here.
+        assert ours == 1
+        assert theirs > 0.3
 
 
 def test_what_is_not_a_count() -> None:

@@ -104,7 +104,7 @@ def test_fresh_rows_alike_and_otherwise(certified: Path) -> None:
     fine = check_rows(cascade, Rows(texts(2, 300)), level=0.01)
     assert [finding.passed for finding in fine.findings()] == [True, True]
     assert fine.promises[0].observed is not None
-    assert fine.promises[0].observed >= 0.3
+    assert fine.promises[0].observed > 0.2
     other = check_rows(cascade, Rows([f"zzz qqq {i}" for i in range(300)]), level=0.01)
     assert [finding.passed for finding in other.findings()][-1] is False
     with pytest.raises(InputError, match="the very rows of the certificate"):
