@@ -58,5 +58,6 @@ def demo(
         f"Done in {time.perf_counter() - start:.0f} s. Next:\n\n"
         f"  cascadebert tune {result.cascade} --data {result.validation} --max-drop 0.02\n"
         f"  cascadebert evaluate {result.cascade} --data {result.test}\n"
+        f"  cascadebert report {result.cascade} --data {result.test}\n"
         f"  cascadebert predict {result.cascade} --input {result.test} --output answers.jsonl\n",
     )

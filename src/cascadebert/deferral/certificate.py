@@ -249,7 +249,8 @@ def split_rows(
         kind = "rows" if groups is None else "groups of rows"
         raise InputError(
             f"{count} {kind} are too few to certify anything; give {FEWEST_ROWS} at the very least "
-            "(hundreds, for a promise of a few per cent), or confidence=None for an estimate"
+            "(hundreds, for a promise of a few per cent), or ask for none (confidence=None, "
+            "--confidence 0)"
         )
     random = np.random.default_rng(seed)
     proposing = random.permutation(count)[group] < round(count * PROPOSING_SHARE)

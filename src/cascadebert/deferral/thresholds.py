@@ -253,13 +253,17 @@ def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresh
     family = [replay.shifted(best.thresholds, float(by)) for by in _SHIFTS]
     family = [*dict.fromkeys(family), replay.always_exiting(best.thresholds)]
     strains = [_strain(replay.outcome(at), targets) for at in family]
-    safest = int(np.argmin(strains))
+    from_reference = all(target.reference_keeps_it for target in targets)
+    # Otherwise both ends may be bad: too few answers to judge by at one, too many at the other.
+    safest = (
+        0
+        if from_reference
+        else int(np.argmin([max(p_values(replay, at, targets)) for at in family]))
+    )
     order = range(safest, len(family)) if search.minimises_cost else range(safest, -1, -1)
     # Far from the limit small steps only take time.
     path = [family[i] for i in order if strains[i] > _AT_EASE or (i - safest) % _STRIDE == 0]
-    if search.minimises_cost and all(target.reference_keeps_it for target in targets):
-        return [search.reference.thresholds, *path]
-    return path
+    return [search.reference.thresholds, *path] if from_reference else path
 
 
 def _fallback(search: Search, path: Sequence[Thresholds]) -> Thresholds:

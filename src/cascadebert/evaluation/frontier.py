@@ -23,7 +23,7 @@ def plot_frontier(policy: Policy, evaluation: Evaluation, path: str | Path) -> P
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise MissingDependencyError("matplotlib", "drawing the frontier", "demo") from None
+        raise MissingDependencyError("matplotlib", "drawing the frontier", "report") from None
     tuned = policy.certificate
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
