@@ -113,7 +113,7 @@ class CascadeRecord:
     confidence score, ``score_parameters`` what it has learned, if it learns. ``thresholds`` has
     one number a stage but the last, on the scale of the score, or is None before tuning; for the
     other thresholds see :class:`~cascadebert.deferral.routing.Thresholds`. ``cost`` has the
-    measured seconds a row of each stage and ``data_fingerprint`` the rows on which the
+    kind of cost and what a row costs in each stage, and ``data_fingerprint`` the rows on which the
     thresholds were chosen, both None before tuning.
     """
 
@@ -158,7 +158,7 @@ class CascadeRecord:
         return confidence_score(self.score, self.score_parameters)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the answers: stages, labels, score and thresholds."""
+        """SHA-256 of all that decides the answers, and of what is promised of them."""
         values = {
             "labels": self.labels,
             "stages": [
@@ -166,6 +166,12 @@ class CascadeRecord:
             ],
             "score": [self.score, self.score_parameters],
             "routing": self.routing and dataclasses.asdict(self.routing),
+            "promised": self.certificate
+            and {
+                **dataclasses.asdict(self.certificate),
+                "artefact_fingerprint": None,
+                "versions": None,
+            },
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -228,6 +234,9 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
     if len(set(record.labels)) != len(record.labels):
         raise ValueError(f"labels {record.labels} are not all different")
     record.confidence_score()
+    shape = [3 + len(record.labels) + 1] * len(record.stages)
+    if record.score_parameters and [len(model) for model in record.score_parameters] != shape:
+        raise ValueError("score_parameters are not those of so many stages and labels")
     for stage in record.stages:
         if sorted(stage.labels) != sorted(record.labels):
             raise ValueError(f"stage {stage.name!r} has other labels than the cascade")
@@ -237,6 +246,7 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
 
 
 def _parse_parameters(values: list[list[float]] | None) -> tuple[tuple[float, ...], ...] | None:
+    """Parameters of a learned score; their number is checked with the stages."""
     return None if values is None else tuple(tuple(map(float, model)) for model in values)
 
 

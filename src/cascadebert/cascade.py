@@ -34,6 +34,7 @@ from cascadebert.deferral.confidence import (
 )
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut
+from cascadebert.deferral.inputs import checked_targets
 from cascadebert.deferral.policy import Policy
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import ABSTAIN, ALWAYS_EXIT, EXIT, SKIP, STAY, Thresholds
@@ -82,7 +83,7 @@ class Cascade:
     """A list of complete classifiers with a threshold for each but the last.
 
     A row goes through stage 1; if its confidence is above that stage's threshold it exits with
-    that answer, or else it goes on to the next stage. The last stage always answers.
+    that answer, or else it goes on to the next stage. The last stage answers, or abstains.
 
     Made by :meth:`from_stages` or :meth:`from_pretrained`.
 
@@ -306,7 +307,7 @@ class Cascade:
             MissingDependencyError: a calibration or the learned score is asked for without the
                 extra ``train``.
         """
-        targets = tuple(target) if isinstance(target, Sequence) else (target,)
+        targets = checked_targets(target)
         self._refuse_unknown(targets, cost, score)
         if calibration is not None and confidence is not None:
             raise InputError(
@@ -316,6 +317,8 @@ class Cascade:
             )
         needs_labels = calibration not in (None, "none") or any(t.needs_labels for t in targets)
         held_out = as_rows(rows, with_labels=needs_labels)
+        if not len(held_out):
+            raise InputError("there are no rows to tune on; give hundreds of held-out ones")
         self._refuse_training_rows(held_out)
         truth = self.label_ids(held_out) if needs_labels else None
         fit = None if calibration is None else _calibration_fitter(calibration)
@@ -340,7 +343,8 @@ class Cascade:
             targets,
             confidence,
             seed,
-            groups=held_out.groups(),
+            groups=None if held_out.group is None else held_out.groups(),
+            duplicates=held_out.groups(),
             score=score,
             logits=True,
             names=self.labels,
@@ -362,17 +366,18 @@ class Cascade:
         certificate = dataclasses.replace(
             policy.certificate,
             cost_unit=cost,
-            rows_fingerprint=held_out.fingerprint(),
-            artefact_fingerprint=self.fingerprint,
+            rows_fingerprint=held_out.texts_fingerprint(),
             versions=self.versions,
         )
-        self.policy = dataclasses.replace(policy, certificate=certificate)
         self._record = dataclasses.replace(
             self._record,
             cost={"kind": cost, "per_row": costs.mean(axis=0).tolist()},
             certificate=certificate,
-            data_fingerprint=certificate.rows_fingerprint,
+            data_fingerprint=held_out.fingerprint(),
         )
+        certificate = dataclasses.replace(certificate, artefact_fingerprint=self.fingerprint)
+        self._record = dataclasses.replace(self._record, certificate=certificate)
+        self.policy = dataclasses.replace(policy, certificate=certificate)
         return certificate
 
     def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:

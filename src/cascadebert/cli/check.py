@@ -20,6 +20,8 @@ from cascadebert.evaluation.check import (
 )
 from cascadebert.files import Columns, read_rows
 
+_LEAST_LEVEL = 0.002
+
 
 def check(
     cascade_folder: console.CascadeFolder,
@@ -49,8 +51,11 @@ def check(
 
     cascadebert check my-cascade --data last-week.jsonl --json check.json
     """
-    if not 0 < level < 1:
-        raise InputError(f"a level of {level} is not between 0 and 1; 0.05 means 5 %")
+    if not _LEAST_LEVEL <= level < 1:
+        raise InputError(
+            f"a level of {level} is not from {_LEAST_LEVEL} (for less, too few permutations are "
+            "drawn) to 1; 0.05 means 5 %"
+        )
     console.refuse_targets(data or cascade_folder, json_file)
     tested: RowsCheck | None = None
     try:
@@ -59,7 +64,7 @@ def check(
         findings = [Finding("files", False, str(error))]
     else:
         findings = check_cascade(cascade)
-        if data is not None and cascade.certificate is not None:
+        if data is not None and all(finding.passed for finding in findings[:2]):
             names = console.columns(text_column, text_pair_column, label_column)
             tested = _test(cascade, data, names, level, seed)
             findings += tested.findings()

@@ -9,16 +9,15 @@ vector passes which does not keep the promise is at most the level.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.shift import Seen
+from cascadebert.deferral.targets import target_of
 from cascadebert.errors import InputError
 
 CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE = "certified", "not certified", "do not cascade"
@@ -26,8 +25,6 @@ ESTIMATED = "estimated"
 VERDICTS = (CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE, ESTIMATED)
 FEWEST_ROWS = 20
 PROPOSING_SHARE = 0.2
-
-_MOST_ROWS_TO_ASK_FOR = 10_000_000
 
 T = TypeVar("T")
 
@@ -79,9 +76,10 @@ class Certificate:
         cost, reference_cost: mean of a row, in the unit ``cost_unit``, if that is known.
         exit_fractions: share of the rows that each stage answers.
         abstained: share of the rows that get no answer.
+        grouped: whether rows came in groups; then one row of each group certifies.
         unranked_stages: numbers of the stages, from 1, whose confidence was not seen to rank
             right answers above wrong ones.
-        rows_fingerprint: of all held-out rows.
+        rows_fingerprint: of the texts of all held-out rows, whatever their order.
         artefact_fingerprint: of all that decides the cascade's answers.
         versions: of the engine and what else decides the answers.
         seen: how the certifying rows went through the cascade, for
@@ -104,6 +102,7 @@ class Certificate:
     reference_cost: float
     exit_fractions: tuple[float, ...]
     abstained: float
+    grouped: bool = False
     unranked_stages: tuple[int, ...] = ()
     cost_unit: str | None = None
     rows_fingerprint: str | None = None
@@ -129,6 +128,8 @@ class Certificate:
         )
         if certificate.verdict not in VERDICTS:
             raise ValueError(f"verdict is {certificate.verdict!r}")
+        for promise in certificate.promises:
+            target_of(promise.target, promise.value, promise.label)
         return certificate
 
     @property
@@ -162,6 +163,11 @@ class Certificate:
                 "This holds for rows drawn as the held-out rows were, and for the stages as they "
                 "are saved; it does not hold when the rows that come in change."
             )
+            if any(promise.target in ("Speedup", "MaxSecondsPerRow") for promise in self.promises):
+                parts.append(
+                    "It takes for granted that no row costs more than the dearest of these, and "
+                    "that the stages are as fast as they were then."
+                )
         return " ".join(parts)
 
     def _verdict_in_words(self, wanted: str) -> str:
@@ -182,10 +188,17 @@ class Certificate:
             hope = "More rows like these would hardly change that; ask for less"
         else:
             hope = f"About {self.more_rows} more held-out rows would do, if they are like these"
-        return (
-            f"Not certified with confidence {level}: no thresholds but the safest could be shown "
-            f"to keep {wanted}, so the safest are set. {hope}."
-        )
+        if all(promise.p_value == 0 for promise in self.promises):
+            left = (
+                f"no thresholds but the last stage alone could be shown to keep {wanted}, so it is "
+                "set"
+            )
+        else:
+            left = (
+                f"no thresholds could be shown to keep {wanted}; those that come closest are set, "
+                "and nothing is promised of them"
+            )
+        return f"Not certified with confidence {level}: {left}. {hope}."
 
     def _observed_in_words(self) -> str:
         seen = [
@@ -196,8 +209,10 @@ class Certificate:
             for promise in self.promises
         ]
         rows = f"the {self.rows_certifying or self.rows_proposing} rows"
-        if self.rows_certifying and self.rows_proposing:
-            rows += " that did not choose them"
+        if self.rows_certifying:
+            rows += " that tested them"
+        if self.grouped:
+            rows += ", one of each group,"
         return f"On {rows} it was {', '.join(seen)}."
 
     def _cost_in_words(self) -> str:
@@ -221,7 +236,7 @@ def walk(path: Sequence[T], p_value: Callable[[T], float], level: float) -> list
     passed = []
     for point in path:
         value = p_value(point)
-        if value > level:
+        if not value <= level:
             break
         passed.append(value)
     return passed
@@ -259,22 +274,12 @@ def split_rows(
     return np.flatnonzero(proposing), order[~proposing[order]]
 
 
-def rows_needed(losses: NDArray[np.float64], limit: float, level: float) -> int | None:
-    """About how many rows like these would show that the expected loss is below a limit.
+def one_of_each(rows: NDArray[np.int64], groups: ArrayLike) -> NDArray[np.int64]:
+    """The first of these rows of each group, in their order.
 
     Args:
-        losses: shape (rows,).
-        limit: to stay below.
-        level: chance of being wrong.
-
-    Returns:
-        None where these rows are not below the limit themselves, or ten million would not do.
+        rows: positions, in random order.
+        groups: group of each row, shape (all rows,).
     """
-    room = limit - float(losses.mean())
-    if room <= 0:
-        return None
-    normal = (NormalDist().inv_cdf(1 - level) * float(losses.std()) / room) ** 2
-    # Even without a single loss it takes so many.
-    least = math.log(level) / math.log1p(-limit) if 0 < limit < 1 else 0.0
-    needed = math.ceil(max(normal, least))
-    return needed if needed <= _MOST_ROWS_TO_ASK_FOR else None
+    _, first = np.unique(np.asarray(groups)[rows], return_index=True)
+    return rows[np.sort(first)]

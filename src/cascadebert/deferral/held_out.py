@@ -82,6 +82,9 @@ class Outcome:
     end: NDArray[np.int64]
     cost: Floats
 
+    def take(self, rows: NDArray[np.int64]) -> Outcome:
+        return Outcome(self.rows.take(rows), self.end[rows], self.cost[rows])
+
     def of(self, table: NDArray[T]) -> NDArray[T]:
         """Each row's entry in a table of shape (stages + 1, rows)."""
         entries: NDArray[T] = np.take_along_axis(table, self.end[None], axis=0)[0]

@@ -8,9 +8,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.confidence import Floats
+from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
 _SUM_TOLERANCE = 1e-3
+
+
+def checked_targets(target: Target | Sequence[Target]) -> tuple[Target, ...]:
+    """One target or several, as a tuple.
+
+    Raises:
+        InputError: none, or something that is no target.
+    """
+    targets = tuple(target) if isinstance(target, Sequence) else (target,)
+    if not targets:
+        raise InputError("no target: name at least one")
+    for one in targets:
+        if isinstance(one, type) or not hasattr(one, "broken_p_value"):
+            raise InputError(f"{one!r} is not a target; give MaxDrop(0.01) or the like")
+    return targets
 
 
 def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats]:
@@ -20,7 +36,10 @@ def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats
         InputError: no stages or rows, shapes that differ, values that are not what they should be.
     """
     what = "logits" if are_logits else "probabilities"
-    arrays = [np.asarray(values, dtype=np.float64) for values in stages]
+    try:
+        arrays = [np.asarray(values, dtype=np.float64) for values in stages]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} are not numbers ({error}); give (rows, classes)") from None
     if not arrays:
         raise InputError(f"no stages: give one array of {what} a stage")
     for number, values in enumerate(arrays, start=1):

@@ -146,6 +146,7 @@ def make_policy(
     confidence: float | None = None,
     rows_proposing: int | None = None,
     more_rows: int | None = None,
+    grouped: bool = False,
 ) -> Policy:
     """The chosen thresholds with their certificate.
 
@@ -159,6 +160,7 @@ def make_policy(
         confidence: of the promise.
         rows_proposing: how many proposed; by default those of the figures.
         more_rows: how many would have certified more.
+        grouped: whether one row of each group certifies.
     """
     outcome = replay.outcome(thresholds)
     tested = confidence is not None
@@ -185,6 +187,7 @@ def make_policy(
         reference_cost=float(replay.rows.costs[:, -1].mean()),
         exit_fractions=tuple(ends[:-1].tolist()),
         abstained=float(ends[-1]),
+        grouped=grouped,
         unranked_stages=_unranked(replay, thresholds),
         seen=seen,
     )

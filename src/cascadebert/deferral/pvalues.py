@@ -212,29 +212,6 @@ _BETTING_LEVEL = 0.05
 _LARGEST_BET = 0.99
 
 
-def hoeffding_bentkus_p_value(mean: float, rows: int, limit: float) -> float:
-    """p-value for losses from 0 to 1 by their mean alone (arXiv 2101.02703, eq. 9 and 10).
-
-    Args:
-        mean: of the losses.
-        rows: their number.
-        limit: expected loss of a row under the null hypothesis, 0 to 1.
-    """
-    if mean >= limit:
-        return 1.0
-    bentkus = math.e * binomial_cdf(math.ceil(rows * mean - 1e-9), rows, limit)
-    return min(math.exp(-rows * _divergence(mean, limit)), bentkus, 1.0)
-
-
-def _divergence(mean: float, limit: float) -> float:
-    """Kullback-Leibler divergence of two Bernoulli distributions."""
-    total = 0.0
-    for p, q in ((mean, limit), (1 - mean, 1 - limit)):
-        if p > 0:
-            total += p * math.log(p / q) if q > 0 else math.inf
-    return total
-
-
 @lru_cache(maxsize=4)
 def _log_factorials(count: int) -> Floats:
     table = np.zeros(count + 1)

@@ -49,10 +49,13 @@ class Thresholds:
         return runs_stage(self.exits)
 
     @property
-    def is_single_stage(self) -> bool:
-        """Whether one stage answers every row."""
-        runs = [threshold for threshold in self.exits if threshold < NEVER_EXIT]
-        return self.abstain <= 0 and (not runs or runs[0] <= ALWAYS_EXIT)
+    def only_stage(self) -> int | None:
+        """The stage, from 0, that answers every row; None where several do, or not every row."""
+        if self.abstain > 0:
+            return None
+        first = int(self.runs.argmax())
+        alone = first == len(self.exits) or self.exits[first] <= ALWAYS_EXIT
+        return first if alone else None
 
     def decide(self, scores: Floats, stage: int, score: ConfidenceScore) -> NDArray[np.int64]:
         """What becomes of rows after a stage.

@@ -19,7 +19,7 @@ from cascadebert.deferral.certificate import (
     DO_NOT_CASCADE,
     ESTIMATED,
     NOT_CERTIFIED,
-    rows_needed,
+    one_of_each,
     split_rows,
     walk,
 )
@@ -31,7 +31,12 @@ from cascadebert.deferral.confidence import (
     confidence_score,
 )
 from cascadebert.deferral.held_out import HeldOut, Outcome
-from cascadebert.deferral.inputs import checked_costs, checked_labels, checked_logits
+from cascadebert.deferral.inputs import (
+    checked_costs,
+    checked_labels,
+    checked_logits,
+    checked_targets,
+)
 from cascadebert.deferral.policy import Policy, make_policy, p_values
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
@@ -41,8 +46,11 @@ from cascadebert.errors import InputError, TargetError
 
 _SHIFTS = np.linspace(10, -10, 201)
 _AT_EASE = -5.0
+_MORE = 1.25 ** np.arange(1, 40)
+_MOST_ROWS_TO_TRY = 50_000
 _STRIDE = 5
-_SINGLE_THRESHOLDS = np.linspace(-4, 14, 181)
+# Log-odds beyond these are 0 and 1 for a float64.
+_SINGLE_THRESHOLDS = np.unique([*np.linspace(-4, 14, 181), *np.linspace(-36, 36, 145)])
 
 
 def choose_thresholds(
@@ -54,6 +62,7 @@ def choose_thresholds(
     seed: int = 0,
     *,
     groups: ArrayLike | None = None,
+    duplicates: ArrayLike | None = None,
     score: str = DEFAULT_SCORE,
     logits: bool = False,
     names: Sequence[str] | None = None,
@@ -73,7 +82,10 @@ def choose_thresholds(
         confidence: 1 minus the chance that a promise is made which does not hold for rows drawn
             as these were. None asks for no promise, and for the best thresholds on these rows.
         seed: of the draw of the rows that propose.
-        groups: group of each row, shape (rows,), if some belong together; a group is not parted.
+        groups: group of each row, shape (rows,), if some depend on one another, as the sentences
+            of one document do. A group is not parted, and one row of each certifies, drawn at
+            random: the promise is about a row of a group drawn as these were.
+        duplicates: number of each row's text, shape (rows,); rows of one text are not parted.
         score: name of the confidence score, see :mod:`cascadebert.deferral.confidence`.
         logits: whether the arrays are logits instead of probabilities.
         names: of the classes, for targets about a label; by default their indices.
@@ -85,9 +97,7 @@ def choose_thresholds(
     """
     if confidence is not None and not 0 < confidence < 1:
         raise InputError(f"a confidence of {confidence} is not between 0 and 1; 0.95 means 95 %")
-    targets = tuple(target) if isinstance(target, Sequence) else (target,)
-    if not targets:
-        raise InputError("no target: name at least one")
+    targets = checked_targets(target)
     stages = checked_logits(probabilities, logits)
     rows = _held_out(stages, labels, costs, targets, names)
     everything = np.arange(len(rows))
@@ -100,7 +110,11 @@ def choose_thresholds(
         seen = search.replay.seen(best.thresholds, edges)
         shown = search.shown(points)
         return make_policy(search.replay, best.thresholds, targets, shown, seen, ESTIMATED)
-    proposing, certifying = split_rows(len(rows), groups, seed)
+    proposing, certifying = split_rows(len(rows), duplicates if groups is None else groups, seed)
+    # In random order, for tests that bet on one row after the other.
+    everything = np.random.default_rng(seed).permutation(everything)
+    if groups is not None:
+        certifying, everything = (one_of_each(part, groups) for part in (certifying, everything))
     ordered = _are_ordered(rows, targets, score)
     search, chosen_score = _search(
         rows, stages, everything if ordered else proposing, score, logits, seed, targets
@@ -110,15 +124,15 @@ def choose_thresholds(
     best = search.with_skips(search.best(points, thorough=False))
     path = _fixed_path(search) if ordered else _path(search, best, targets)
     whole = Replay.of(rows, stages, chosen_score)
-    rest = whole.take(np.concatenate([certifying, proposing]) if ordered else certifying)
+    rest = whole.take(everything if ordered else certifying)
     passed = path[: len(walk(path, _p_values_once(rest, targets), 1 - confidence))]
     final = Search(rest, targets, search.sought)
     # All that passed keep the promise together, so any of them may be taken.
-    chosen = min(passed[::-1], key=final.left) if passed else _fallback(search, path)
+    chosen = min(passed[::-1], key=final.left) if passed else path[0]
     verdict = _verdict(chosen, best.thresholds, bool(passed), targets)
     more = None
     if verdict == NOT_CERTIFIED:
-        more = _more_rows(rest.outcome(best.thresholds), targets, 1 - confidence, len(rows))
+        more = _more_rows(Search(rest, targets), path, best.thresholds, 1 - confidence, len(rows))
     return make_policy(
         rest,
         chosen,
@@ -127,7 +141,8 @@ def choose_thresholds(
         whole.take(certifying).seen(chosen, whole.take(proposing).confidence_edges(chosen)),
         verdict,
         confidence=confidence,
-        rows_proposing=len(rows) - len(rest.rows),
+        rows_proposing=0 if ordered else len(proposing),
+        grouped=groups is not None,
         more_rows=more,
     )
 
@@ -163,7 +178,7 @@ def _held_out(
     labels: ArrayLike | None,
     costs: ArrayLike,
     targets: Sequence[Target],
-    names: Sequence[str] | None,
+    names: Sequence[object] | None,
 ) -> HeldOut:
     count, classes = stages[0].shape
     answers = np.stack([values.argmax(axis=1) for values in stages])
@@ -174,10 +189,10 @@ def _held_out(
             raise InputError(f"{needing[0]} needs the labels of the rows; give them")
         truth = checked_labels(labels, count, classes)
     if names is None:
-        names = [str(i) for i in range(classes)]
+        names = range(classes)
     if len(names) != classes:
         raise InputError(f"{len(names)} names for {classes} classes; give one a class")
-    rows = HeldOut(answers, truth, checked_costs(costs, count, len(stages)), names)
+    rows = HeldOut(answers, truth, checked_costs(costs, count, len(stages)), list(map(str, names)))
     for target in targets:
         # Refuses a label or a number of classes that it cannot be about.
         target.tables(rows.take(np.arange(1)))
@@ -244,10 +259,10 @@ def _fixed_path(search: Search) -> list[Thresholds]:
 def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresholds]:
     """Thresholds from those that keep the promise best to those that serve the user best.
 
-    All thresholds move together, at the distances from one another that the best ones have. So
-    each choice lets all rows exit that the one before it did: what it does to the rows differs
-    little from one to the next, and chance has few occasions to end the walk early, which it had
-    when every choice was the best of its kind on the few rows that propose.
+    All thresholds that rows must be above move together, at the distances from one another that
+    the best ones have. So each choice lets all rows exit that the one before it did: what it does
+    to the rows differs little from one to the next, and chance has few occasions to end the walk
+    early, which it had if every choice were the best of its kind on the few rows that propose.
     """
     replay = search.replay
     family = [replay.shifted(best.thresholds, float(by)) for by in _SHIFTS]
@@ -262,15 +277,9 @@ def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresh
     )
     order = range(safest, len(family)) if search.minimises_cost else range(safest, -1, -1)
     # Far from the limit small steps only take time.
-    path = [family[i] for i in order if strains[i] > _AT_EASE or (i - safest) % _STRIDE == 0]
+    stride = [order[0], order[-1], *order[::_STRIDE]]
+    path = [family[i] for i in order if strains[i] > _AT_EASE or i in stride]
     return [search.reference.thresholds, *path] if from_reference else path
-
-
-def _fallback(search: Search, path: Sequence[Thresholds]) -> Thresholds:
-    """What to set where nothing can be promised."""
-    if search.minimises_cost and not any(target.abstains for target in search.targets):
-        return search.reference.thresholds
-    return path[0]
 
 
 def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:
@@ -302,17 +311,34 @@ def _p_values_once(replay: Replay, targets: Sequence[Target]) -> Callable[[Thres
 
 
 def _verdict(chosen: Thresholds, best: Thresholds, passed: bool, targets: Sequence[Target]) -> str:
-    last_alone = chosen == Thresholds.last_stage_alone(len(chosen.exits) + 1)
-    untested = last_alone and all(target.reference_keeps_it for target in targets)
-    if not passed or (untested and not best.is_single_stage):
+    last = len(chosen.exits)
+    untested = chosen.only_stage == last and all(target.reference_keeps_it for target in targets)
+    if not passed or (untested and best.only_stage != last):
         return NOT_CERTIFIED
-    return DO_NOT_CASCADE if chosen.is_single_stage and best.is_single_stage else CERTIFIED
+    single = chosen.only_stage
+    smaller = single != last and not all(target.on_cost for target in targets)
+    alone = single is not None and (single == best.only_stage or smaller)
+    return DO_NOT_CASCADE if alone else CERTIFIED
 
 
-def _more_rows(outcome: Outcome, targets: Sequence[Target], level: float, rows: int) -> int | None:
-    """About how many more rows would have certified this outcome; only a part of them certifies."""
-    needed = [rows_needed(target.losses(outcome), 0.0, level) for target in targets]
-    known = [number for number in needed if number is not None]
-    if len(known) < len(needed):
-        return None
-    return max(math.ceil(max(known) * rows / len(outcome.rows)) - rows, 1)
+def _more_rows(
+    rest: Search, path: Sequence[Thresholds], best: Thresholds, level: float, rows: int
+) -> int | None:
+    """About how many more rows would have certified something worth having.
+
+    That is the safest of the path with half of what the best thresholds save, or for targets on
+    the cost the path's first; and rows enough are those with which, if they are like these, it
+    would pass. Only a part of the rows certifies.
+    """
+    replay, targets = rest.replay, rest.targets
+    half = (rest.reference.cost + rest.point(best).cost) / 2
+    worth = [at for at in path if not rest.minimises_cost or rest.point(at).cost <= half]
+    outcome = replay.outcome(worth[0] if worth else best)
+    for factor in _MORE:
+        size = round(len(outcome.rows) * factor)
+        if size > _MOST_ROWS_TO_TRY:
+            break
+        more = outcome.take(np.resize(np.arange(len(outcome.rows)), size))
+        if max(target.p_value(more) for target in targets) <= level:
+            return max(math.ceil(rows * (float(factor) - 1)), 1)
+    return None

@@ -11,8 +11,8 @@ import numpy as np
 
 from cascadebert.cascade import Cascade
 from cascadebert.data import as_rows
-from cascadebert.deferral.certificate import ESTIMATED, Promise
-from cascadebert.deferral.policy import observed
+from cascadebert.deferral.certificate import ESTIMATED, NOT_CERTIFIED, Promise
+from cascadebert.deferral.policy import observed, p_values
 from cascadebert.deferral.shift import Shift, shift_p_value, shifts
 from cascadebert.deferral.targets import Target, target_of
 from cascadebert.errors import InputError
@@ -58,7 +58,7 @@ class RowsCheck:
 
     Attributes:
         rows: their number.
-        level: chance of a false alarm, for the promises together and for the shifts together.
+        level: chance of a false alarm, for all together.
         promises: each promise.
         shifts: each comparison with the certificate's own rows.
         shift_p_value: of all comparisons together.
@@ -72,8 +72,8 @@ class RowsCheck:
 
     def findings(self) -> list[Finding]:
         """What it comes to: one finding a promise, and one on the shift."""
-        # Each promise gets its share of the level.
-        level = self.level / max(len(self.promises), 1)
+        # One half of the level is for the promises, each with its share, one for the shifts.
+        level = self.level / 2 / max(len(self.promises), 1)
         found = []
         for check in self.promises:
             broken, kept = check.broken_p_value <= level, check.kept_p_value <= self.level
@@ -88,7 +88,7 @@ class RowsCheck:
                 )
             )
         worst = min(self.shifts, key=lambda shift: shift.p_value)
-        shifted = self.shift_p_value <= self.level
+        shifted = self.shift_p_value <= self.level / 2
         detail = f"p = {self.shift_p_value:.2g}; the most unlike: {worst.what}"
         found.append(Finding("rows like those of the certificate", not shifted, detail))
         return found
@@ -105,8 +105,9 @@ def check_cascade(cascade: Cascade) -> list[Finding]:
         detail = "nothing is promised of these thresholds; run 'cascadebert tune'"
         return [Finding("certificate", False, detail)]
     same = certificate.artefact_fingerprint == cascade.fingerprint
+    promised = certificate.verdict != NOT_CERTIFIED
     found = [
-        Finding("certificate", True, certificate.verdict),
+        Finding("certificate", promised, certificate.verdict),
         Finding(
             "artefact",
             same,
@@ -162,10 +163,15 @@ def check_rows(
     targets = _targets(cascade)
     labelled = needs_labels(cascade)
     fresh = as_rows(rows, with_labels=labelled)
-    if fresh.fingerprint() == certificate.rows_fingerprint:
+    if fresh.texts_fingerprint() == certificate.rows_fingerprint:
         raise InputError(
             "these are the very rows of the certificate, which cannot but agree with it; give "
             "fresh ones"
+        )
+    if certificate.artefact_fingerprint != cascade.fingerprint:
+        raise InputError(
+            "this is not what was certified any more, so fresh rows say nothing of the "
+            "certificate; tune again"
         )
     order = np.random.default_rng(seed).permutation(len(fresh)).tolist()
     fresh = fresh.take(order)
@@ -184,9 +190,11 @@ def check_rows(
                 promise=promise,
                 observed=observed(target, outcome),
                 broken_p_value=target.broken_p_value(outcome),
-                kept_p_value=target.p_value(outcome),
+                kept_p_value=kept,
             )
-            for promise, target in zip(certificate.promises, targets, strict=True)
+            for promise, target, kept in zip(
+                certificate.promises, targets, p_values(replay, routing, targets), strict=True
+            )
         ),
         shifts=found,
         shift_p_value=shift_p_value(found),

@@ -177,7 +177,7 @@ def _promises(certificate: Certificate | None, survey: Survey) -> list[_Seen]:
 
 
 def _is_own(certificate: Certificate, survey: Survey) -> bool:
-    return certificate.rows_fingerprint == survey.rows.fingerprint()
+    return certificate.rows_fingerprint == survey.rows.texts_fingerprint()
 
 
 def _promises_tested(certificate: Certificate | None, survey: Survey) -> bool:

@@ -12,6 +12,8 @@ from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.targets.base import bounded_mean_p_value
 from cascadebert.errors import InputError
 
+_LARGEST_SPEEDUP = 1e6
+
 
 class OnCost:
     """A target on the mean cost of a row: the best accuracy within it."""
@@ -47,8 +49,10 @@ class Speedup(OnCost):
     value: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.value < math.inf:
-            raise InputError(f"a speed-up of {self.value} is not a positive number; 4 means 4x")
+        if not 0 < self.value <= _LARGEST_SPEEDUP:
+            raise InputError(
+                f"a speed-up of {self.value} is not a number from 0 to a million; 4 means 4x"
+            )
 
     def risk(self, means: Floats, cost: Floats, rows: HeldOut) -> Floats:  # noqa: ARG002
         return cost * self.value / float(rows.costs[:, -1].mean()) - 1
