@@ -45,7 +45,8 @@ LabelColumnName = Annotated[str, typer.Option("--label-column", help="Column wit
 GroupColumnName = Annotated[
     str | None,
     typer.Option(
-        "--group-column", help="Column naming rows that belong together, which are not parted."
+        "--group-column",
+        help="Column naming rows that depend on one another; one of each group certifies.",
     ),
 ]
 RuntimeName = Annotated[str, typer.Option("--runtime", help="Engine: onnx or torch.")]

@@ -116,8 +116,8 @@ def tune(
     """Choose thresholds on held-out rows that meet targets, certify them and save them.
 
     With a target on the answers the cost is as low as it keeps; with none, accuracy as high as the
-    cost allows. A part of the rows proposes thresholds, the others test them. Where no promise can
-    be made the safest thresholds are saved, and the exit code is 1.
+    cost allows. With three stages or more a part of the rows proposes thresholds; the others test
+    them. Where no promise can be made that is said, and the exit code is 1.
 
     [bold]Examples[/]
 

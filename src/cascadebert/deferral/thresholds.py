@@ -50,7 +50,7 @@ _MORE = 1.25 ** np.arange(1, 40)
 _MOST_ROWS_TO_TRY = 50_000
 _STRIDE = 5
 # Log-odds beyond these are 0 and 1 for a float64.
-_SINGLE_THRESHOLDS = np.unique([*np.linspace(-4, 14, 181), *np.linspace(-36, 36, 145)])
+_SINGLE_THRESHOLDS = np.unique([*np.linspace(-4, 14, 361), *np.linspace(-36, 36, 145)])
 
 
 def choose_thresholds(
