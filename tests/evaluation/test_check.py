@@ -130,7 +130,7 @@ def test_command(run: Run, folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "fresh.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(4, 300)))
     report = tmp_path / "check.json"
-    done = run("check", folder, "--data", rows, "--level", 0.001, "--json", report)
+    done = run("check", folder, "--data", rows, "--level", 0.002, "--json", report)
     values = json.loads(report.read_text())
     assert done.code == 0, done.out
     assert values["passed"] is True

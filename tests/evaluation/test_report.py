@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -307,18 +308,19 @@ def write_rows(path: Path, count: int = 30) -> Path:
 
 
 def test_command(run: Run, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "cascade"))
     data, page = write_rows(tmp_path / "rows.jsonl"), tmp_path / "page.html"
-    done = run("report", saved, "--data", data, "--output", page)
+    done = run("report", folder, "--data", data, "--output", page)
     assert done.code == 0, done.err
     assert f"wrote {page}" in done.out
     Page(page).check()
-    assert saved.name in Page(page).words
-    done = run("report", saved, "--data", data)
-    own = saved / "report" / "report.html"
+    assert folder.name in Page(page).words
+    done = run("report", folder, "--data", data)
+    own = folder / "report" / "report.html"
     assert f"wrote {own}" in done.out
     Page(own).check()
     # The folder is still a cascade, and may be written to as one.
-    Cascade.from_pretrained(saved).save_pretrained(saved)
+    Cascade.from_pretrained(folder).save_pretrained(folder)
     assert own.is_file()
 
 
