@@ -3,9 +3,9 @@
     CASCADEBERT_DATA=... python benchmarks/certified.py [TASK ...]
 
 Takes the logits that ``training.py run`` kept of plainly trained stages (seed 0): thresholds are
-tuned on the validation split, with counted operations as the cost, and checked on the test split. For
-abstention the cascade of clinc150 that ``plain_cascades.py`` saved is tuned and run on rows that
-belong to no class.
+tuned on the validation split, with counted operations as the cost, and checked on the test split.
+For abstention the cascade of clinc150 that ``plain_cascades.py`` saved is tuned and run on rows
+that belong to no class.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TARGETS = (
     MaxErrorWhenAnswering(0.05),
     Speedup(3),
 )
-ABSTENTION = MaxErrorWhenAnswering(0.01)
+ABSTENTION = MaxErrorWhenAnswering(0.02)
 CONFIDENCE = 0.95
 
 
@@ -161,12 +161,12 @@ def table(results: dict[str, Any], outside: dict[str, Any]) -> str:
     shares = ", ".join(f"{share:.1%}" for share in outside["outside_answered_by"])
     lines += [
         "",
-        f"Abstention, on clinc150: {outside['verdict']} for {outside['target']}, with a speed-up of "
-        f"{outside['speedup']:.2f} in measured seconds. Of the {outside['test_rows']:,} test rows "
+        f"Abstention, on clinc150: {outside['verdict']} for {outside['target']}, with a speed-up "
+        f"of {outside['speedup']:.2f} in measured seconds. Of {outside['test_rows']:,} test rows "
         f"{outside['test_abstained']:.1%} get no answer, and of the others "
-        f"{outside['test_error_when_answering']:.2%} are wrong. Of {outside['outside_rows']:,} rows "
-        f"that belong to no class {outside['outside_abstained']:.1%} get no answer; stage by stage "
-        f"{shares} of them are answered.",
+        f"{outside['test_error_when_answering']:.2%} are wrong. Of {outside['outside_rows']:,} "
+        f"rows that belong to no class {outside['outside_abstained']:.1%} get no answer; stage by "
+        f"stage {shares} of them are answered.",
     ]
     return "\n".join(lines)
 
