@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert import Cascade, Rows
-from cascadebert.deferral.confidence import confidence_score, max_probability_log_odds
-from cascadebert.deferral.search import exit_stages
+from cascadebert.deferral.confidence import logit, max_probability_log_odds
 from conftest import ARCHITECTURES, CORPUS, LABELS
 
 TEXTS = [*CORPUS, "good", "an unseen wörd 🎬 here", "a much longer row than any other " * 8]
@@ -87,7 +86,8 @@ def test_mixed_cascade_routes_as_a_replay_of_its_stages_says(nine: Cascade) -> N
     middle = np.sort(scores, axis=1)[:, 6:8].mean(axis=1)
     thresholds = 1 / (1 + np.exp(-middle))
     out = nine.with_thresholds(thresholds).predict(rows)
-    stage = exit_stages(scores, thresholds, confidence_score("max_probability"))
+    above = np.vstack([scores > logit(thresholds)[:, None], np.ones((1, len(rows)), dtype=bool)])
+    stage = above.argmax(axis=0) + 1
     np.testing.assert_array_equal(out.stage, stage)
     answers = np.stack([values.argmax(axis=1) for values in logits])
     expected = np.array(nine.labels)[answers[stage - 1, np.arange(len(rows))]]
