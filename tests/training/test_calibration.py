@@ -170,7 +170,7 @@ def test_a_failed_tuning_leaves_calibrations_as_they_were(saved: Path) -> None:
     cascade = Cascade.from_pretrained(saved)
     rows = Rows(CORPUS, None, ["bad", "fair", "good", "good"] * 2)
     with pytest.raises(TargetError):
-        cascade.tune(rows, Speedup(1e9), confidence=None, cost="flops", calibration="temperature")
+        cascade.tune(rows, Speedup(1e6), confidence=None, cost="flops", calibration="temperature")
     assert all(stage.record.calibration is None for stage in cascade.stages)
     with pytest.raises(InputError, match="no calibration is called"):
         cascade.tune(rows, Speedup(1.1), confidence=None, calibration="platt")
