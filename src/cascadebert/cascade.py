@@ -336,6 +336,7 @@ class Cascade:
                 for fitting, values in zip(fitted, logits, strict=True)
             ]
         costs = np.stack([run.costs(cost) for run in runs], axis=1)
+        together = held_out.groups()
         policy = choose_thresholds(
             logits,
             truth,
@@ -343,8 +344,8 @@ class Cascade:
             targets,
             confidence,
             seed,
-            groups=None if held_out.group is None else held_out.groups(),
-            duplicates=held_out.groups(),
+            groups=None if held_out.group is None else together,
+            duplicates=together,
             score=score,
             logits=True,
             names=self.labels,

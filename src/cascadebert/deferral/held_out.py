@@ -46,14 +46,28 @@ class HeldOut:
 
         The last way is no answer, which is never right.
         """
-        return np.vstack([self.answers == self.truth, np.zeros((1, len(self)), dtype=np.bool_)])
+        return self._ways(self.answers == self.truth)
+
+    @property
+    def agrees(self) -> NDArray[np.bool_]:
+        """Whether each way to end is the last stage's answer, bool of shape (stages + 1, rows)."""
+        return self._ways(self.answers == self.answers[-1])
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Whether each way to end is an answer at all, bool of shape (stages + 1, rows)."""
+        return self._ways(np.ones_like(self.answers, dtype=np.bool_))
 
     def take(self, rows: NDArray[np.int64]) -> HeldOut:
         return HeldOut(self.answers[:, rows], self.truth[rows], self.costs[rows], self.names)
 
     def says(self, label: int) -> NDArray[np.bool_]:
         """Whether each way to end says this class, bool of shape (stages + 1, rows)."""
-        return np.vstack([self.answers == label, np.zeros((1, len(self)), dtype=np.bool_)])
+        return self._ways(self.answers == label)
+
+    def _ways(self, stages: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What holds of each stage's answer, and does not of no answer."""
+        return np.vstack([stages, np.zeros((1, len(self)), dtype=np.bool_)])
 
     def class_index(self, label: str | int) -> int:
         """Position of a class.

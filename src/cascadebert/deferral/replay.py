@@ -121,19 +121,22 @@ class Replay:
     def _shown(self, thresholds: Thresholds) -> Floats:
         return self.score.shown(self.scores(thresholds)[thresholds.runs])
 
-    def shifted(self, thresholds: Thresholds, by: float) -> Thresholds:
-        """All thresholds that rows must be above moved together, in the units of the score.
+    def shifted(self, thresholds: Thresholds, steps: Floats) -> list[Thresholds]:
+        """All thresholds that rows must be above moved together, by each step in turn.
 
-        Stages that are not run stay so.
+        Steps are in the units of the score. Stages that are not run stay so.
         """
         scores = self.scores(thresholds)
         limits = compared(self.score, (*thresholds.exits, thresholds.abstain))
         # From where a threshold begins to make a difference.
-        limits = np.clip(limits, scores.min(axis=1), scores.max(axis=1)) + by
-        moved = np.asarray(self.score.shown(limits)).tolist()
-        exits = np.where(thresholds.runs[:-1], moved[:-1], NEVER_EXIT)
-        abstain = moved[-1] if thresholds.abstain > 0 else 0.0
-        return dataclasses.replace(thresholds, exits=tuple(exits.tolist()), abstain=abstain)
+        limits = np.clip(limits, scores.min(axis=1), scores.max(axis=1))
+        moved = np.asarray(self.score.shown(limits + steps[:, None]))
+        moved[:, :-1] = np.where(thresholds.runs[:-1], moved[:, :-1], NEVER_EXIT)
+        moved[:, -1] *= thresholds.abstain > 0
+        return [
+            dataclasses.replace(thresholds, exits=tuple(exits), abstain=abstain)
+            for *exits, abstain in moved.tolist()
+        ]
 
     def always_exiting(self, thresholds: Thresholds) -> Thresholds:
         """Every row exits at the first stage that is run."""

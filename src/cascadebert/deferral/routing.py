@@ -151,10 +151,8 @@ def arrivals(
 
 def last_ends(scores: Floats, thresholds: Thresholds, score: ConfidenceScore) -> NDArray[np.int64]:
     """Where rows end that come to the last stage, int64 of shape (rows,)."""
-    if thresholds.abstain <= 0:
-        return np.full(scores.shape[1], len(scores) - 1)
-    answered = scores[-1] > compared(score, [thresholds.abstain])[0]
-    return np.where(answered, len(scores) - 1, len(scores))
+    last = len(scores) - 1
+    return np.where(thresholds.decide(scores[-1], last, score) == EXIT, last, last + 1)
 
 
 def _advance(

@@ -84,9 +84,10 @@ class Search:
         self.sought = list(sought)
         self.targets = targets = [*promised, *sought]
         rows = replay.rows
-        self._tables = np.concatenate(
-            [rows.right[None].astype(np.float64), *(target.tables(rows) for target in targets)]
-        )
+        tables = [rows.right[None].astype(np.float64), *(target.tables(rows) for target in targets)]
+        self._tables = np.concatenate(tables)
+        # Where each target's tables end; the first table is nobody's.
+        self._ends = list(itertools.accumulate(len(own) for own in tables))
         stages = rows.stages
         self._knobs = [Knob("exits", k) for k in reversed(range(stages - 1))]
         if any(target.abstains for target in targets):
@@ -110,12 +111,9 @@ class Search:
             costs: shape (choices,).
         """
         missed = np.zeros(len(costs))
-        start = 1
-        for target in self.targets:
-            stop = start + len(target.tables(self.replay.rows))
-            risk = target.risk(means[start:stop], costs, self.replay.rows)
+        for target, own in zip(self.targets, itertools.pairwise(self._ends), strict=True):
+            risk = target.risk(means[slice(*own)], costs, self.replay.rows)
             missed = np.maximum(missed, np.where(risk > _ROUNDING, risk, 0.0))
-            start = stop
         keys = (costs, -means[0]) if self.minimises_cost else (-means[0], costs)
         return missed, *keys
 

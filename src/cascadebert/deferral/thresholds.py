@@ -26,7 +26,6 @@ from cascadebert.deferral.certificate import (
 from cascadebert.deferral.confidence import (
     DEFAULT_SCORE,
     LEARNED,
-    ConfidenceScore,
     Floats,
     confidence_score,
 )
@@ -102,7 +101,7 @@ def choose_thresholds(
     rows = _held_out(stages, labels, costs, targets, names)
     everything = np.arange(len(rows))
     if confidence is None:
-        search, chosen_score = _search(rows, stages, everything, score, logits, seed, targets)
+        search, _ = _search(rows, stages, everything, score, logits, seed, targets)
         points = search.frontier()
         best = search.with_skips(search.best(points))
         _refuse_out_of_reach(search, best, points)
@@ -116,14 +115,13 @@ def choose_thresholds(
     if groups is not None:
         certifying, everything = (one_of_each(part, groups) for part in (certifying, everything))
     ordered = _are_ordered(rows, targets, score)
-    search, chosen_score = _search(
+    search, whole = _search(
         rows, stages, everything if ordered else proposing, score, logits, seed, targets
     )
     points = search.frontier()
     # Rows that only propose need no more than a good direction.
     best = search.with_skips(search.best(points, thorough=False))
     path = _fixed_path(search) if ordered else _path(search, best, targets)
-    whole = Replay.of(rows, stages, chosen_score)
     rest = whole.take(everything if ordered else certifying)
     passed = path[: len(walk(path, _p_values_once(rest, targets), 1 - confidence))]
     final = Search(rest, targets, search.sought)
@@ -155,10 +153,10 @@ def _search(
     logits: bool,
     seed: int,
     targets: Sequence[Target],
-) -> tuple[Search, ConfidenceScore]:
-    """The search on the rows that propose, and the score for other rows."""
-    proposals, chosen_score = _proposals(rows, stages, proposing, score, logits, seed)
-    return Search(proposals, targets, _sought(proposals, targets)), chosen_score
+) -> tuple[Search, Replay]:
+    """The search on the rows that propose, and all rows with their scores."""
+    proposals, whole = _proposals(rows, stages, proposing, score, logits, seed)
+    return Search(proposals, targets, _sought(proposals, targets)), whole
 
 
 def _are_ordered(rows: HeldOut, targets: Sequence[Target], score: str) -> bool:
@@ -206,8 +204,8 @@ def _proposals(
     score: str,
     logits: bool,
     seed: int,
-) -> tuple[Replay, ConfidenceScore]:
-    """The rows that propose with their scores, and the score for other rows."""
+) -> tuple[Replay, Replay]:
+    """The rows that propose, and all rows, with their scores."""
     if score == LEARNED:
         from cascadebert.deferral.learned import fit_learned_score
 
@@ -215,13 +213,14 @@ def _proposals(
         fitted, scores = fit_learned_score(
             [values[proposing] for values in stages], own.right[:-1], seed
         )
-        return Replay(own, scores, None, fitted), fitted
+        return Replay(own, scores, None, fitted), Replay.of(rows, stages, fitted)
     chosen = confidence_score(score)
     if chosen.needs_logits and not logits:
         raise InputError(
             f"the score {score!r} cannot be told from probabilities; give logits, with logits=True"
         )
-    return Replay.of(rows, stages, chosen).take(proposing), chosen
+    whole = Replay.of(rows, stages, chosen)
+    return whole.take(proposing), whole
 
 
 def _sought(proposals: Replay, targets: Sequence[Target]) -> list[Target]:
@@ -265,8 +264,10 @@ def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresh
     early, which it had if every choice were the best of its kind on the few rows that propose.
     """
     replay = search.replay
-    family = [replay.shifted(best.thresholds, float(by)) for by in _SHIFTS]
-    family = [*dict.fromkeys(family), replay.always_exiting(best.thresholds)]
+    family = [
+        *dict.fromkeys(replay.shifted(best.thresholds, _SHIFTS)),
+        replay.always_exiting(best.thresholds),
+    ]
     strains = [_strain(replay.outcome(at), targets) for at in family]
     from_reference = all(target.reference_keeps_it for target in targets)
     # Otherwise both ends may be bad: too few answers to judge by at one, too many at the other.

@@ -224,7 +224,6 @@ class Survey:
         outcome, count = self.outcome, len(self)
         right, reference = outcome.right, outcome.reference_right
         answered = outcome.answered
-        same = np.vstack([self.answers == self.answers[-1], np.zeros((1, count), dtype=np.bool_)])
         apart = reference.astype(np.float64) - right
         wrong = float((~right[answered]).mean()) if answered.any() else None
         return Figures(
@@ -232,7 +231,7 @@ class Survey:
             accuracy=float(right.mean()),
             reference_accuracy=float(reference.mean()),
             drop_error=float(apart.std()) / math.sqrt(count),
-            agreement=float(outcome.of(same).mean()),
+            agreement=float(outcome.of(self.held_out.agrees).mean()),
             abstained=float((~answered).mean()),
             error_when_answering=wrong,
             speedup_seconds=self._speedup(SECONDS),

@@ -78,9 +78,7 @@ class MinAgreement(Share):
         refuse_share(self.value, "an agreement")
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        same = np.zeros_like(rows.right)
-        same[:-1] = rows.answers == rows.answers[-1]
-        return np.ones_like(same), same
+        return np.ones_like(rows.right), rows.agrees
 
     def __str__(self) -> str:
         return f"the last stage's answer on a share of at least {self.value:g} of the rows"
@@ -193,9 +191,7 @@ class MaxErrorWhenAnswering(Share):
         return 1 - self.value
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        answered = np.ones_like(rows.right)
-        answered[-1] = False
-        return answered, rows.right
+        return rows.answered, rows.right
 
     def observed(self, outcome: Outcome) -> float:
         return 1 - super().observed(outcome)
@@ -216,9 +212,7 @@ class MinCoverage(Share):
         refuse_share(self.value, "a coverage")
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        answered = np.ones_like(rows.right)
-        answered[-1] = False
-        return np.ones_like(answered), answered
+        return np.ones_like(rows.right), rows.answered
 
     def __str__(self) -> str:
         return f"an answer to a share of at least {self.value:g} of the rows"
