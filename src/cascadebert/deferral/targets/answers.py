@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.pvalues import paired_p_value
-from cascadebert.deferral.targets.base import OnAnswers, Share, bounded_mean_p_value, refuse_share
+from cascadebert.deferral.targets.base import OnAnswers, Share, bounded_mean_p_value
 from cascadebert.errors import InputError
 
 
@@ -53,14 +53,10 @@ class MinAccuracy(Share):
 
     value: float
 
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "an accuracy")
+    called = "an accuracy"
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return np.ones_like(rows.right), rows.right
-
-    def __str__(self) -> str:
-        return f"an accuracy of at least {self.value:g}"
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,7 @@ class MinAgreement(Share):
     needs_labels = False
     reference_keeps_it = True
 
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "an agreement")
+    called = "an agreement"
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return np.ones_like(rows.right), rows.agrees
@@ -85,67 +80,51 @@ class MinAgreement(Share):
 
 
 @dataclass(frozen=True)
-class MinRecall(Share):
-    """Find a share of ``value`` or more of the rows of one label, at least cost.
+class ShareOfLabel(Share):
+    """A share that is about one label.
 
     Args:
         label: its name, or its class index where the classes have no names.
-        value: the share.
+        value: the share, or the score.
     """
 
     label: str | int
     value: float
 
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "a recall")
+    def __str__(self) -> str:
+        return f"{super().__str__()} for label {self.label!r}"
+
+
+@dataclass(frozen=True)
+class MinRecall(ShareOfLabel):
+    """Find a share of ``value`` or more of the rows of one label, at least cost."""
+
+    called = "a recall"
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         label = rows.class_index(self.label)
         return np.broadcast_to(rows.truth == label, rows.right.shape), rows.right
 
-    def __str__(self) -> str:
-        return f"a recall of at least {self.value:g} for label {self.label!r}"
-
 
 @dataclass(frozen=True)
-class MinPrecision(Share):
-    """Be right on a share of ``value`` or more of the rows that get one label, at least cost.
+class MinPrecision(ShareOfLabel):
+    """Be right on a share of ``value`` or more of the rows that get one label, at least cost."""
 
-    Args:
-        label: its name, or its class index where the classes have no names.
-        value: the share.
-    """
-
-    label: str | int
-    value: float
-
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "a precision")
+    called = "a precision"
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return rows.says(rows.class_index(self.label)), rows.right
 
-    def __str__(self) -> str:
-        return f"a precision of at least {self.value:g} for label {self.label!r}"
-
 
 @dataclass(frozen=True)
-class MinF1(Share):
+class MinF1(ShareOfLabel):
     """An F1 score of ``value`` or more for one label, at least cost.
 
     F1 is 2 p / (1 + p) for p the share of hits among the rows that have the label, get it, or
     both; so it is promised as exactly as that share.
-
-    Args:
-        label: its name, or its class index where the classes have no names.
-        value: the score.
     """
 
-    label: str | int
-    value: float
-
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "an F1 score")
+    called = "an F1 score"
 
     @property
     def least(self) -> float:
@@ -159,9 +138,6 @@ class MinF1(Share):
     def observed(self, outcome: Outcome) -> float:
         share = super().observed(outcome)
         return 2 * share / (1 + share)
-
-    def __str__(self) -> str:
-        return f"an F1 score of at least {self.value:g} for label {self.label!r}"
 
 
 @dataclass(frozen=True)
@@ -179,10 +155,11 @@ class MaxErrorWhenAnswering(Share):
 
     value: float
     coverage_drop: float = 0.01
+    called = "an error"
     abstains = True
 
     def __post_init__(self) -> None:
-        refuse_share(self.value, "an error")
+        super().__post_init__()
         if not 0 <= self.coverage_drop < 1:
             raise InputError(f"a coverage drop of {self.coverage_drop} is not in [0, 1)")
 
@@ -208,8 +185,7 @@ class MinCoverage(Share):
     needs_labels = False
     reference_keeps_it = True
 
-    def __post_init__(self) -> None:
-        refuse_share(self.value, "a coverage")
+    called = "a coverage"
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return np.ones_like(rows.right), rows.answered

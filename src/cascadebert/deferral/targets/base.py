@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,14 @@ class Share(OnAnswers):
     """
 
     value: float
+    called: ClassVar[str]
+    """What the share is called, with its article."""
+
+    def __post_init__(self) -> None:
+        refuse_share(self.value, self.called)
+
+    def __str__(self) -> str:
+        return f"{self.called} of at least {self.value:g}"
 
     @property
     def least(self) -> float:
