@@ -18,7 +18,7 @@ from cascadebert.evaluation.check import (
     check_rows,
     needs_labels,
 )
-from cascadebert.files import Columns, read_rows
+from cascadebert.files import Columns
 
 _LEAST_LEVEL = 0.002
 
@@ -83,8 +83,7 @@ def check(
 
 
 def _test(cascade: Cascade, data: str, names: Columns, level: float, seed: int) -> RowsCheck:
-    labelled = needs_labels(cascade)
-    rows = console.labelled_rows(cascade, data, names) if labelled else read_rows(data, names)
+    rows = console.rows_for(cascade, data, names, needs_labels(cascade))
     total = len(rows) * len(cascade.stages)
     with console.progress_bar("running every stage", total) as progress:
         return check_rows(cascade, rows, level=level, seed=seed, progress=progress)

@@ -88,8 +88,10 @@ def progress_bar(
         yield lambda done: bar.advance(task, done)
 
 
-def labelled_rows(cascade: Cascade, data: str, names: Columns) -> Rows:
-    """Rows with labels that the cascade knows."""
+def rows_for(cascade: Cascade, data: str, names: Columns, with_labels: bool = True) -> Rows:
+    """Rows, with labels that the cascade knows where labels are needed."""
+    if not with_labels:
+        return read_rows(data, names)
     return read_rows(data, names, with_labels=True, known_labels=cascade.labels)
 
 

@@ -36,7 +36,7 @@ def evaluate(
     console.refuse_targets(data, json_file)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     names = console.columns(text_column, text_pair_column, label_column)
-    rows = console.labelled_rows(cascade, data, names)
+    rows = console.rows_for(cascade, data, names)
     passes = 2 * repeats + len(cascade.stages) - 1
     with console.progress_bar("evaluating", len(rows) * passes) as progress:
         result = run_evaluation(cascade, rows, repeats=repeats, progress=progress)

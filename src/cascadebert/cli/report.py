@@ -48,7 +48,7 @@ def report(
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     target = output or _own_place(Path(cascade_folder), data)
     names = console.columns(text_column, text_pair_column, label_column)
-    rows = console.labelled_rows(cascade, data, names)
+    rows = console.rows_for(cascade, data, names)
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         write_report(cascade, rows, target, title=_title(cascade_folder), progress=progress)
     console.say(f"wrote {target}")

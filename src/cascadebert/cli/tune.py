@@ -29,7 +29,6 @@ from cascadebert.deferral.targets import (
     Target,
 )
 from cascadebert.errors import InputError
-from cascadebert.files import read_rows
 
 _OF_NUMBERS: dict[str, Callable[[float], Target]] = {
     "max_drop": MaxDrop,
@@ -147,11 +146,8 @@ def tune(
         refuse_other_folder(output)
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     names = console.columns(text_column, text_pair_column, label_column, group_column)
-    rows = (
-        console.labelled_rows(cascade, data, names)
-        if any(target.needs_labels for target in targets)
-        else read_rows(data, names)
-    )
+    with_labels = any(target.needs_labels for target in targets)
+    rows = console.rows_for(cascade, data, names, with_labels)
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         certificate = cascade.tune(
             rows, targets, confidence or None, seed=seed, cost=cost, score=score, progress=progress
@@ -169,12 +165,10 @@ def tune(
 
 
 def _stages_in_words(cascade: Cascade, policy: Policy) -> list[str]:
-    certificate, last = policy.certificate, len(cascade.stages)
-    skips = (*certificate.skip_thresholds, 0.0, 0.0)
-    limits = (*certificate.thresholds, certificate.abstain_threshold)
+    shares, last = policy.certificate.exit_fractions, len(cascade.stages)
     lines = []
-    for number, (stage, limit, skip, share) in enumerate(
-        zip(cascade.stages, limits, skips, certificate.exit_fractions, strict=False), start=1
+    for number, (stage, (limit, skip), share) in enumerate(
+        zip(cascade.stages, policy.routing.by_stage, shares, strict=False), start=1
     ):
         if number < last and limit >= 1:
             lines.append(f"stage {number} {stage.name}: left out, it does not pay")

@@ -20,6 +20,9 @@ _NUISANCE_LEVEL = 1e-5
 # With few rows the probability has bumps as the nuisance moves; with many it is smooth.
 _NUISANCE_POINTS = {2_000: 41, 10**9: 11}
 _WINDOW = 6.0
+_NEGLIGIBLE = 12.0
+# Numbers in an array at a time, to stay in the cache.
+_BLOCK = 30_000
 _TIE = 1e-9
 
 
@@ -72,20 +75,25 @@ def paired_p_value(worse: int, better: int, rows: int, limit: float) -> float:
         - log_factorials[same]
     )
 
-    def probability(chance: float) -> float:
+    def probability(chances: Floats) -> Floats:
         logarithms = (
             ways
-            + _times_log(counts_worse, chance + limit)
-            + _times_log(counts_better, chance)
-            + _times_log(same, 1 - limit - 2 * chance)
+            + _times_log(counts_worse, chances + limit)
+            + _times_log(counts_better, chances)
+            + _times_log(same, 1 - limit - 2 * chances)
         )
-        return float(np.exp(logarithms).sum())
+        result: Floats = np.exp(logarithms).sum(axis=1)
+        return result
 
-    coarse = [probability(chance) for chance in nuisance]
+    def probabilities(chances: Floats) -> Floats:
+        blocks = min(len(chances), 1 + len(ways) * len(chances) // _BLOCK)
+        return np.concatenate([probability(some) for some in np.array_split(chances, blocks)])
+
+    coarse = probabilities(nuisance)
     best = int(np.argmax(coarse))
     around = nuisance[max(best - 1, 0) : best + 2]
-    fine = [probability(chance) for chance in np.linspace(around[0], around[-1], points)]
-    return min(max(*coarse, *fine) + _NUISANCE_LEVEL, 1.0)
+    fine = probabilities(np.linspace(around[0], around[-1], points))
+    return float(min(max(coarse.max(), fine.max()) + _NUISANCE_LEVEL, 1.0))
 
 
 def _as_extreme(
@@ -135,13 +143,12 @@ def _score(worse: NDArray[np.int64], better: NDArray[np.int64], rows: int, limit
     return score
 
 
-def _times_log(counts: NDArray[np.int64], chance: float) -> Floats:
-    """Products of counts and log(chance), where 0 times log(0) is 0."""
-    values = counts.astype(np.float64)
-    if chance <= 0:
-        values[counts > 0] = -np.inf
-        return values
-    return values * math.log(chance)
+def _times_log(counts: NDArray[np.int64], chances: Floats) -> Floats:
+    """Products of log(chance) and counts, shape (chances, counts), where log(0) times 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        products: Floats = np.log(np.maximum(chances, 0.0))[:, None] * counts.astype(np.float64)
+    products[:, counts == 0] = 0.0
+    return products
 
 
 def binomial_cdf(count: int, rows: int, chance: float) -> float:
@@ -150,7 +157,9 @@ def binomial_cdf(count: int, rows: int, chance: float) -> float:
         return 1.0
     if count < 0 or chance >= 1:
         return 0.0
-    counts = np.arange(count + 1)
+    # What lies further below the mean does not change the sum.
+    reach = _NEGLIGIBLE * (math.sqrt(rows * chance * (1 - chance)) + 1)
+    counts = np.arange(max(math.floor(min(count, rows * chance) - reach), 0), count + 1)
     table = _log_factorials(rows)
     ways = table[rows] - table[counts] - table[rows - counts]
     log_p = ways + counts * math.log(chance) + (rows - counts) * math.log1p(-chance)

@@ -77,6 +77,11 @@ class Replay:
         alone = None if self._alone is None else self._alone[:, rows]
         return Replay(self.rows.take(rows), self._scores[:, rows], alone, self.score)
 
+    def with_costs(self, costs: Floats) -> Replay:
+        """The same rows at other costs, shape (rows, stages)."""
+        rows = dataclasses.replace(self.rows, costs=costs)
+        return Replay(rows, self._scores, self._alone, self.score)
+
     def scores(self, thresholds: Thresholds) -> Floats:
         """Scores under these thresholds, shape (stages, rows)."""
         if self._alone is None:
@@ -175,7 +180,7 @@ class Replay:
         onward = Routes(later.end[order], here + later.cost[order])
         if knob.kind == "skips":
             return order, onward, to_last
-        if k < len(thresholds.skips):
+        if k < len(thresholds.skips) and thresholds.skips[k] > 0:
             skip = scores[k, order] <= compared(self.score, thresholds.skips)[k]
             onward = Routes(
                 np.where(skip, to_last.end, onward.end), np.where(skip, to_last.cost, onward.cost)

@@ -49,6 +49,14 @@ class Thresholds:
         return runs_stage(self.exits)
 
     @property
+    def by_stage(self) -> list[tuple[float, float]]:
+        """What a row's confidence must be above to get an answer, and up to which it skips ahead,
+        for every stage; 0 where there is no such threshold.
+        """
+        skips = (*self.skips, 0.0, 0.0)
+        return list(zip((*self.exits, self.abstain), skips, strict=False))
+
+    @property
     def only_stage(self) -> int | None:
         """The stage, from 0, that answers every row; None where several do, or not every row."""
         if self.abstain > 0:
@@ -68,14 +76,15 @@ class Thresholds:
         Returns:
             EXIT, STAY, SKIP or ABSTAIN, int64 of shape (rows,).
         """
-        last = len(self.exits)
-        limit = self.abstain if stage == last else self.exits[stage]
-        exits = scores > compared(score, [limit])[0]
-        if stage == last:
-            return np.where(exits | (self.abstain <= 0), EXIT, ABSTAIN)
-        skip = self.skips[stage] if stage < len(self.skips) else 0.0
-        skips = scores <= compared(score, [skip])[0]
-        return np.where(exits, EXIT, np.where(skips, SKIP, STAY))
+        if stage == len(self.exits):
+            if self.abstain <= 0:
+                return np.full(len(scores), EXIT)
+            return np.where(scores > compared(score, [self.abstain])[0], EXIT, ABSTAIN)
+        decided = np.where(scores > compared(score, [self.exits[stage]])[0], EXIT, STAY)
+        if stage < len(self.skips) and self.skips[stage] > 0:
+            skips = scores <= compared(score, [self.skips[stage]])[0]
+            decided[skips & (decided == STAY)] = SKIP
+        return decided
 
     def check(self, stages: int) -> None:
         """Refuse thresholds that a cascade of so many stages cannot have.

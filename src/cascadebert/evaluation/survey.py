@@ -127,6 +127,11 @@ class Survey:
         runs = cascade.run_stages(checked, progress=progress)
         certificate = cascade.certificate
         unit = (certificate and certificate.cost_unit) or SECONDS
+        replay = cascade.replay(checked, runs, cost=unit)
+        replays = {unit: replay}
+        for kind in {SECONDS, FLOPS} - {unit}:
+            costs = np.stack([run.costs(kind) for run in runs], axis=1)
+            replays[kind] = replay.with_costs(costs)
         return cls(
             rows=checked,
             runs=tuple(runs),
@@ -135,9 +140,7 @@ class Survey:
             truth=truth,
             routing=cascade.routing or Thresholds.last_stage_alone(len(cascade.stages)),
             tuned=cascade.routing is not None,
-            replays={
-                kind: cascade.replay(checked, runs, cost=kind) for kind in {SECONDS, FLOPS, unit}
-            },
+            replays=replays,
             unit=unit,
             length_unit=cascade.stages[-1].record.length_unit,
         )
@@ -246,18 +249,16 @@ class Survey:
         """Each stage on all rows."""
         count = len(self.stages)
         shares = np.bincount(self.outcome.end, minlength=count + 1) / len(self)
-        limits = (*self.routing.exits, self.routing.abstain)
-        skips = (*self.routing.skips, 0.0, 0.0)
         found = []
-        for k, name in enumerate(self.stages):
+        for k, (limit, skip) in enumerate(self.routing.by_stage):
             order = dis(self.scores[k], ~self.right[k])
             found.append(
                 StageFigures(
-                    name=name,
+                    name=self.stages[k],
                     accuracy=float(self.right[k].mean()),
                     answered=float(shares[k]),
-                    threshold=limits[k] if self.routing.runs[k] else None,
-                    skip=skips[k],
+                    threshold=limit if self.routing.runs[k] else None,
+                    skip=skip,
                     dis=None if math.isnan(order) else order,
                     ece=self.ece(k),
                     cost=float(self.cost_shares[k]),
