@@ -16,7 +16,7 @@ $(BIN)/cascadebert: pyproject.toml constraints.txt
 install: $(BIN)/cascadebert  ## make a virtual environment with everything for development
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install  ## check style and types
 	$(BIN)/ruff check
