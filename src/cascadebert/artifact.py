@@ -46,6 +46,7 @@ CARD_FILE = "README.md"
 STAGES = "stages"
 TRAINING = "training"
 REPORT = "report"
+REPORT_FILE = "report.html"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -184,6 +185,8 @@ def read_record(folder: Path) -> CascadeRecord:
             or unknown key, or a path that leaves the folder.
     """
     path = folder / RECORD_FILE
+    if not folder.exists():
+        raise ArtifactError(f"{folder}: no such folder; check the path")
     if not path.is_file():
         raise ArtifactError(
             f"{folder}: not a cascade (no {RECORD_FILE} in it); "
@@ -333,10 +336,11 @@ def refuse_other_folder(target: Path) -> None:
     """Refuse to write a cascade where something else is.
 
     Raises:
-        ArtifactError: ``target`` is a file, or a folder with something else in it.
+        ArtifactError: ``target`` is a file, a folder with something else in it, or read-only.
     """
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target}: is a file; name a folder for the cascade")
+    refuse_read_only(target)
     if not target.is_dir() or (target / RECORD_FILE).exists():
         return
     # What a first save, or a training, that was interrupted leaves.
@@ -345,6 +349,17 @@ def refuse_other_folder(target: Path) -> None:
         raise ArtifactError(
             f"{target}: has other files in it and is not a cascade; name a new or empty folder"
         )
+
+
+def refuse_read_only(target: Path) -> None:
+    """Refuse a folder, there already or to be made, that may not be written to.
+
+    Raises:
+        ArtifactError: see above.
+    """
+    above = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not os.access(above, os.W_OK):
+        raise ArtifactError(f"{target}: {above} may not be written to; name another folder")
 
 
 def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) -> None:

@@ -24,7 +24,7 @@ from cascadebert import artifact
 from cascadebert.artifact import CascadeRecord
 from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.calibration import Calibration
-from cascadebert.deferral.certificate import Certificate
+from cascadebert.deferral.certificate import Certificate, refuse_too_few
 from cascadebert.deferral.confidence import (
     DEFAULT_SCORE,
     SCORE_NAMES,
@@ -34,7 +34,12 @@ from cascadebert.deferral.confidence import (
 )
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut
-from cascadebert.deferral.inputs import checked_targets
+from cascadebert.deferral.inputs import (
+    checked_seed,
+    checked_targets,
+    refuse_confidence,
+    refuse_unfit,
+)
 from cascadebert.deferral.policy import Policy
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import ABSTAIN, ALWAYS_EXIT, EXIT, SKIP, STAY, Thresholds
@@ -309,6 +314,8 @@ class Cascade:
         """
         targets = checked_targets(target)
         self._refuse_unknown(targets, cost, score)
+        refuse_confidence(confidence)
+        checked_seed(seed)
         if calibration is not None and confidence is not None:
             raise InputError(
                 f"calibration {calibration!r} and confidence {confidence} cannot both be had of "
@@ -320,6 +327,9 @@ class Cascade:
         if not len(held_out):
             raise InputError("there are no rows to tune on; give hundreds of held-out ones")
         self._refuse_training_rows(held_out)
+        together = np.array(held_out.groups())
+        if confidence is not None:
+            refuse_too_few(together)
         truth = self.label_ids(held_out) if needs_labels else None
         fit = None if calibration is None else _calibration_fitter(calibration)
         stages = self.stages if fit is None else self._calibrated([None] * len(self.stages)).stages
@@ -336,7 +346,6 @@ class Cascade:
                 for fitting, values in zip(fitted, logits, strict=True)
             ]
         costs = np.stack([run.costs(cost) for run in runs], axis=1)
-        together = held_out.groups()
         policy = choose_thresholds(
             logits,
             truth,
@@ -421,6 +430,7 @@ class Cascade:
             raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
         if score not in SCORE_NAMES:
             confidence_score(score)
+        refuse_unfit(targets, len(self.stages), self.labels)
         for target in targets:
             if isinstance(target, MaxSecondsPerRow) and cost != "seconds":
                 raise InputError(

@@ -142,8 +142,9 @@ class RowFile:
         columns = self.columns
         pair_name = columns.text_pair or "text_pair"
         has_pair = bool(columns.text_pair) or pair_name in record
-        for name in (columns.text, pair_name) if has_pair else (columns.text,):
-            fault = _missing(name, record, "--text-column") or text_fault(record[name])
+        wanted = [("--text-column", columns.text), ("--text-pair-column", pair_name)]
+        for option, name in wanted if has_pair else wanted[:1]:
+            fault = _missing(name, record, option) or text_fault(record[name])
             if fault:
                 return f"'{name}' {fault}"
         for name in self.keep:
@@ -165,10 +166,12 @@ class RowFile:
             label = label_name(record[name])
         group = None
         if columns.group:
-            group = label_name(record.get(columns.group))
+            name = columns.group
+            fault = _missing(name, record, "--group-column")
+            group = None if fault else label_name(record[name])
             if group is None:
-                value = record.get(columns.group)
-                return f"'{columns.group}' is {value!r:.40}, not the name or number of a group"
+                fault = fault or f"is {record[name]!r:.40}, not the name or number of a group"
+                return f"'{name}' {fault}"
         pair = record[pair_name] if has_pair else None
         return GoodRow(number, record[columns.text], pair, label, group, record)
 

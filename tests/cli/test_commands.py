@@ -161,8 +161,10 @@ BAD_CALLS = [
     (("check", "{dir}", "--level", "2"), "a level of 2.0"),
     (("check", "{dir}/stages"), "not a cascade"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
-    (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share between 0 and 1"),
-    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"), "8 groups of rows are too few"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share of rows above 0"),
+    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"), "40 rows, 8 of them independent of one another"),
+    (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--text-pair-column", "x"),
+     "--text-pair-column"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--confidence", "1"),
      "a confidence of 1.0 is not between 0 and 1"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--cost", "tears"), "no cost"),
@@ -343,7 +345,7 @@ def test_odd_names_are_printed_as_they_are(run: Run, make: Make, tmp_path: Path)
     assert f"wrote {tmp_path}/out[v1]" in done.out
     done = run("predict", target, "--input", "-", "--output", "-", stdin=b'{"text": "a"}')
     assert done.code == 2
-    assert "not a cascade" in done.error
+    assert f"{target}: no such folder" in done.error
 
 
 def test_pipes_are_read_and_written(folder: Path, rows: Path) -> None:

@@ -266,7 +266,11 @@ def test_a_small_stage_alone_that_is_certified() -> None:
         ({"confidence": 1.0}, r"a confidence of 1\.0"),
         ({"confidence": 0.0}, r"a confidence of 0\.0"),
         ({"groups": [1, 2]}, r"groups have the shape \(2,\)"),
-        ({"groups": [7] * 100}, "1 groups of rows are too few"),
+        ({"groups": [7] * 100}, "100 rows, 1 of them independent of one another, are too few"),
+        ({"groups": [1.0, *[float("nan")] * 99]}, "row 1: its group is nan"),
+        ({"groups": [*"ab" * 49, "a", None]}, "row 99: its group is None"),
+        ({"seed": -1}, "a seed of -1 is not a whole number from 0 up"),
+        ({"seed": 1.5}, r"a seed of 1\.5"),
     ],
 )
 def test_what_cannot_be_asked(

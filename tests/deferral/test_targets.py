@@ -194,7 +194,7 @@ def test_a_drop_and_a_speedup_at_once() -> None:
 
 def test_abstention_keeps_errors_low_and_coverage_high() -> None:
     probabilities, labels = synthetic(7, 6_000, 3)
-    target = MaxErrorWhenAnswering(0.05)
+    target = MaxErrorWhenAnswering(0.05, coverage_drop=0.1)
     policy = choose_thresholds(probabilities, labels, COSTS, target)
     found = policy.certificate
     assert found.verdict == CERTIFIED
@@ -208,13 +208,56 @@ def test_abstention_keeps_errors_low_and_coverage_high() -> None:
     order = np.argsort(-last.max(axis=1))
     errors = (last.argmax(axis=1) != labels)[order].cumsum() / np.arange(1, len(labels) + 1)
     coverage = (np.flatnonzero(errors <= 0.05).max() + 1) / len(labels)
-    assert 1 - found.abstained > coverage - 0.05
+    assert 1 - found.abstained > coverage - 0.12
     assert found.cost < 10
     classes, _ = policy.apply(probabilities)
     assert ((classes == -1).mean()) == pytest.approx(found.abstained, abs=0.02)
     fresh, truth = synthetic(8, 20_000, 3)
     classes, _ = policy.apply(fresh)
     assert (classes != truth)[classes >= 0].mean() <= 0.055
+
+
+def test_abstention_with_poor_small_stages_is_that_of_the_last() -> None:
+    """What is learned of small stages that are seldom right must not cost answers."""
+    abstained = []
+    for seed in range(8):
+        probabilities, labels = synthetic(seed, 1_200, 3)
+        noise = np.random.default_rng(seed).permutation(len(labels))
+        stages = [probabilities[0][noise], probabilities[1][noise], probabilities[2]]
+        settings = (MaxErrorWhenAnswering(0.05), 0.95, seed)
+        found = choose_thresholds(stages, labels, COSTS, *settings).certificate
+        alone = choose_thresholds(stages[2:], labels, COSTS[2:], *settings).certificate
+        abstained.append((found.abstained, alone.abstained))
+        if found.verdict == CERTIFIED:
+            assert found.cost < 10 or found.abstained < alone.abstained
+    ours, last = np.mean(abstained, axis=0)
+    assert ours < last + 0.06
+
+
+@pytest.mark.parametrize("target", [Speedup(1_000), MinAccuracy(0.999), MinF1(0, 0.999)], ids=str)
+def test_out_of_reach_is_missed_by_as_little_as_can_be(target: Any) -> None:
+    probabilities, labels = synthetic(3, 600, 3)
+    policy = choose_thresholds(probabilities, labels, COSTS, target)
+    found = policy.certificate
+    assert found.verdict == NOT_CERTIFIED
+    assert "those that come closest are set" in found.words()
+    seen = found.promises[0].observed
+    assert seen is not None
+    for alone in ((1.0, 1.0), (1.0, 0.0), (0.0, 0.0)):
+        classes = probabilities[int(sum(alone))].argmax(axis=1)
+        if isinstance(target, Speedup):
+            assert seen >= 10 / COSTS[int(sum(alone))] - 1e-9
+        elif isinstance(target, MinAccuracy):
+            assert seen >= (classes == labels).mean() - 0.03
+        else:
+            assert seen >= f1_score(labels == 0, classes == 0) - 0.03
+
+
+def test_a_label_that_no_row_has() -> None:
+    probabilities, labels = synthetic(3, 300, 3, classes=3)
+    found = choose_thresholds(probabilities, labels % 2, COSTS, MinRecall(2, 0.5)).certificate
+    assert found.verdict == NOT_CERTIFIED
+    assert "None of the rows says anything of a recall of at least 0.5 for label 2" in found.words()
 
 
 def test_skipping_ahead_where_it_pays() -> None:
@@ -292,7 +335,7 @@ def test_a_score_that_does_not_rank_is_named() -> None:
     good, _ = synthetic(15, 600, 1, classes=2)
     found = choose_thresholds([blind, flat, good[0]], labels, COSTS, MaxDrop(0.1), None)
     assert found.certificate.unranked_stages == (1, 2)
-    assert "stage 1, 2 was not seen to rank" in found.certificate.words()
+    assert "stages 1, 2 was not seen to rank" in found.certificate.words()
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [

@@ -182,7 +182,7 @@ def test_costs_of_each_row_count() -> None:
         ([np.ones((2, 2))], [0, 1], [1], "are not probabilities"),
         ([np.zeros((2, 2))], [0, 1], [1], "are not probabilities"),
         ([np.ones((2, 2)) / 2], [0, 1], [1, 2], "costs have shape"),
-        ([np.ones((2, 2)) / 2], [0, 1], [0], "costs must be positive"),
+        ([np.ones((2, 2)) / 2], [0, 1], [0], "stage 1: a cost of 0.0 is not positive"),
     ],
 )
 def test_arrays_that_do_not_fit(
@@ -213,5 +213,5 @@ def test_policy_for_other_stages() -> None:
 
 def test_unreachable_speedup_says_what_can_be_had() -> None:
     probabilities, labels = synthetic(0, 50, 2)
-    with pytest.raises(TargetError, match=r"speed-up of 4\.00"):
+    with pytest.raises(TargetError, match=r"closest have the speed-up 4\.0000"):
         choose_thresholds(probabilities, labels, [1, 4], Speedup(5), None)

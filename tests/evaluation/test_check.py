@@ -122,7 +122,20 @@ def test_a_broken_promise_is_found(certified: Path) -> None:
     fresh = Rows(rows[300:], None, [other[label] for label in says[300:]])
     findings = check_rows(cascade, fresh).findings()
     assert [finding.passed for finding in findings] == [False, True]
-    assert "0.0000 on 300 rows: broken" in findings[0].detail
+    assert "the accuracy is 0.0000 in a sample of 300 rows: broken" in findings[0].detail
+
+
+def test_groups_count_once(saved: Path) -> None:
+    cascade = Cascade.from_pretrained(saved)
+    rows = texts(5, 200)
+    grouped = Rows(rows, group=[str(i // 2) for i in range(200)])
+    cascade.tune(grouped, MinAgreement(0.3), 0.9, cost="flops")
+    with pytest.raises(InputError, match="these rows have no groups"):
+        check_rows(cascade, Rows(texts(6, 100)))
+    fresh = Rows(texts(6, 100) * 3, group=[str(i % 100) for i in range(300)])
+    assert check_rows(cascade, fresh).rows == 100
+    with pytest.raises(InputError, match="a seed of -1"):
+        check_rows(cascade, fresh, seed=-1)
 
 
 def test_command(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -32,12 +32,13 @@ def check(
     level: Annotated[
         float, typer.Option(help="Chance of a false alarm on rows like the certificate's.")
     ] = DEFAULT_LEVEL,
-    seed: Annotated[int, typer.Option(help="Of the permutations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the permutations.")] = 0,
     runtime: console.RuntimeName = "onnx",
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,
     label_column: console.LabelColumnName = "label",
+    group_column: console.GroupColumnName = None,
 ) -> None:
     """Check that a certificate is of what is saved here and of this engine; made for CI.
 
@@ -65,7 +66,7 @@ def check(
     else:
         findings = check_cascade(cascade)
         if data is not None and all(finding.passed for finding in findings[:2]):
-            names = console.columns(text_column, text_pair_column, label_column)
+            names = console.columns(text_column, text_pair_column, label_column, group_column)
             tested = _test(cascade, data, names, level, seed)
             findings += tested.findings()
     passed = all(finding.passed for finding in findings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,8 @@ def refuse_targets(source: str, *targets: str | Path | None) -> None:
             raise InputError(f"{target}: is a folder; name a file")
         if not path.parent.is_dir():
             raise InputError(f"{target}: the folder {path.parent} does not exist; make it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"{target}: may not be written here; name another place")
         if path.resolve() in seen and (path.is_file() or not path.exists()):
             raise InputError(f"{target}: is named for two things; give each its own file")
         seen.add(path.resolve())

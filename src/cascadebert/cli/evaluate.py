@@ -47,6 +47,10 @@ def evaluate(
         f"{result.speedup_layers:.2f} in layers; same answer as the last stage on "
         f"{result.agreement:.1%} of {result.rows} rows"
     )
+    if result.abstained:
+        wrong = result.error_when_answering
+        rest = "" if wrong is None else f"; of the others {wrong:.2%} get a wrong one"
+        console.output.print(f"{result.abstained:.1%} of the rows get no answer{rest}")
     if result.truncated:
         console.output.print(f"{result.truncated} rows were longer than the stage reads, and cut")
 
@@ -58,7 +62,8 @@ def evaluation_table(result: Evaluation) -> Table:
         (f"{stage.name} alone", stage, f"{share:.1%} of the rows")
         for stage, share in zip(result.stages, result.exit_fractions, strict=True)
     ]
-    lines: list[tuple[str, Evaluation | StageEvaluation, str]] = [("cascade", result, "all")]
+    answers = f"{1 - result.abstained:.1%} of the rows" if result.abstained else "all"
+    lines: list[tuple[str, Evaluation | StageEvaluation, str]] = [("cascade", result, answers)]
     for name, measured, share in lines + alone:
         table.add_row(
             name,

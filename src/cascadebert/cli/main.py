@@ -76,7 +76,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        where = f"{error.filename}: " if error.filename else ""
+        message = _plain(f"{where}{error.strerror or error}")
+        errors.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         errors.print("interrupted")

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cascadebert.artifact import REPORT
+from cascadebert.artifact import REPORT, REPORT_FILE
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.errors import InputError
 from cascadebert.evaluation.report import write_report
-
-_FILE = "report.html"
 
 
 def report(
@@ -56,8 +54,8 @@ def report(
 
 def _own_place(folder: Path, data: str) -> Path:
     (folder / REPORT).mkdir(exist_ok=True)
-    console.refuse_targets(data, folder / REPORT / _FILE)
-    return folder / REPORT / _FILE
+    console.refuse_targets(data, folder / REPORT / REPORT_FILE)
+    return folder / REPORT / REPORT_FILE
 
 
 def _title(cascade_folder: str) -> str:

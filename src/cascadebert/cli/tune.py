@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cascadebert.artifact import refuse_other_folder
+from cascadebert.artifact import REPORT, REPORT_FILE, refuse_other_folder, refuse_read_only
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.deferral.certificate import NOT_CERTIFIED
@@ -93,7 +93,7 @@ def tune(
         ),
     ] = 0.95,
     seed: Annotated[
-        int, typer.Option(help="Of the draw of the rows that propose; the others certify.")
+        int, typer.Option(min=0, help="Of the draw of the rows that propose; the others certify.")
     ] = 0,
     cost: Annotated[
         str, typer.Option(help="What a stage costs: seconds (measured now), flops or layers.")
@@ -115,8 +115,8 @@ def tune(
     """Choose thresholds on held-out rows that meet targets, certify them and save them.
 
     With a target on the answers the cost is as low as it keeps; with none, accuracy as high as the
-    cost allows. With three stages or more a part of the rows proposes thresholds; the others test
-    them. Where no promise can be made that is said, and the exit code is 1.
+    cost allows. A part of the rows proposes thresholds (none where a single one is to be chosen);
+    the others test them. Where no promise can be made that is said, and the exit code is 1.
 
     [bold]Examples[/]
 
@@ -144,6 +144,8 @@ def tune(
     console.refuse_targets(data, json_file)
     if output is not None:
         refuse_other_folder(output)
+    else:
+        refuse_read_only(Path(cascade_folder))
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     names = console.columns(text_column, text_pair_column, label_column, group_column)
     with_labels = any(target.needs_labels for target in targets)
@@ -159,6 +161,8 @@ def tune(
     for line in _stages_in_words(cascade, policy):
         console.say(line)
     console.say(certificate.words())
+    if (folder / REPORT / REPORT_FILE).exists():
+        console.say(f"{folder / REPORT / REPORT_FILE} is of the thresholds before; report again")
     console.say(f"wrote {folder}\nnext: cascadebert evaluate {folder} --data OTHER_ROWS")
     if certificate.verdict == NOT_CERTIFIED:
         raise typer.Exit(1)

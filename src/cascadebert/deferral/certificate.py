@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cascadebert.deferral.shift import Seen
-from cascadebert.deferral.targets import target_of
+from cascadebert.deferral.targets import Target, target_of
 from cascadebert.errors import InputError
 
 CERTIFIED, NOT_CERTIFIED, DO_NOT_CASCADE = "certified", "not certified", "do not cascade"
@@ -50,6 +50,15 @@ class Promise:
     words: str
     observed: float | None
     p_value: float | None
+
+    def to_target(self) -> Target:
+        return target_of(self.target, self.value, self.label)
+
+    def seen_in_words(self) -> str:
+        """What was seen of it, with its p-value."""
+        seen = "unknown" if self.observed is None else f"{self.observed:.4f}"
+        test = "" if self.p_value is None else f" (p = {self.p_value:.2g})"
+        return f"{self.to_target().quantity} was {seen}{test}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Certificate:
         if certificate.verdict not in VERDICTS:
             raise ValueError(f"verdict is {certificate.verdict!r}")
         for promise in certificate.promises:
-            target_of(promise.target, promise.value, promise.label)
+            promise.to_target()
         return certificate
 
     @property
@@ -153,10 +162,11 @@ class Certificate:
             parts.append(self._observed_in_words())
         parts.append(self._cost_in_words())
         if self.unranked_stages:
+            stages = "stages" if len(self.unranked_stages) > 1 else "stage"
             numbers = ", ".join(map(str, self.unranked_stages))
             parts.append(
-                f"The confidence of stage {numbers} was not seen to rank right answers above wrong "
-                "ones, so there is little to gain from it."
+                f"The confidence of {stages} {numbers} was not seen to rank right answers above "
+                "wrong ones, so there is little to gain from it."
             )
         if self.verdict in (CERTIFIED, DO_NOT_CASCADE):
             parts.append(
@@ -184,7 +194,10 @@ class Certificate:
                 f"Do not cascade: a single stage is the better buy for {wanted}, and these "
                 f"thresholds use it alone; that is certified with confidence {level}."
             )
-        if self.more_rows is None:
+        untold = [promise.words for promise in self.promises if promise.observed is None]
+        if untold:
+            hope = f"None of the rows says anything of {' or '.join(untold)}; give rows that do"
+        elif self.more_rows is None:
             hope = "More rows like these would hardly change that; ask for less"
         else:
             hope = f"About {self.more_rows} more held-out rows would do, if they are like these"
@@ -201,19 +214,12 @@ class Certificate:
         return f"Not certified with confidence {level}: {left}. {hope}."
 
     def _observed_in_words(self) -> str:
-        seen = [
-            "nothing"
-            if promise.observed is None
-            else f"{promise.observed:.4f}"
-            + ("" if promise.p_value is None else f" (p = {promise.p_value:.2g})")
-            for promise in self.promises
-        ]
         rows = f"the {self.rows_certifying or self.rows_proposing} rows"
         if self.rows_certifying:
             rows += " that tested them"
         if self.grouped:
             rows += ", one of each group,"
-        return f"On {rows} it was {', '.join(seen)}."
+        return f"On {rows} {', '.join(promise.seen_in_words() for promise in self.promises)}."
 
     def _cost_in_words(self) -> str:
         unit = f" {self.cost_unit}" if self.cost_unit else ""
@@ -243,30 +249,21 @@ def walk(path: Sequence[T], p_value: Callable[[T], float], level: float) -> list
 
 
 def split_rows(
-    rows: int, groups: ArrayLike | None, seed: int
+    rows: int, groups: NDArray[np.int64] | None, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions that propose and positions that certify, drawn at random.
 
     Args:
         rows: number of rows.
-        groups: group of each row, shape (rows,); rows of a group stay on one side.
+        groups: number of each row's group, shape (rows,); rows of a group stay on one side.
         seed: of the draw.
 
     Raises:
         InputError: too few rows or groups to have both sides.
     """
-    names = np.arange(rows) if groups is None else np.asarray(groups)
-    if names.shape != (rows,):
-        raise InputError(f"groups have the shape {names.shape} for {rows} rows; give one a row")
-    _, group = np.unique(names, return_inverse=True)
-    count = int(group.max()) + 1 if rows else 0
-    if count < FEWEST_ROWS:
-        kind = "rows" if groups is None else "groups of rows"
-        raise InputError(
-            f"{count} {kind} are too few to certify anything; give {FEWEST_ROWS} at the very least "
-            "(hundreds, for a promise of a few per cent), or ask for none (confidence=None, "
-            "--confidence 0)"
-        )
+    group = np.arange(rows) if groups is None else groups
+    refuse_too_few(group)
+    count = int(group.max()) + 1
     random = np.random.default_rng(seed)
     proposing = random.permutation(count)[group] < round(count * PROPOSING_SHARE)
     # In an order that nothing depends on, as tests that bet on one row after the other need it.
@@ -274,12 +271,31 @@ def split_rows(
     return np.flatnonzero(proposing), order[~proposing[order]]
 
 
-def one_of_each(rows: NDArray[np.int64], groups: ArrayLike) -> NDArray[np.int64]:
+def refuse_too_few(groups: NDArray[np.int64]) -> None:
+    """Refuse rows that could not both propose and certify.
+
+    Args:
+        groups: number of each row's group or text, shape (rows,).
+
+    Raises:
+        InputError: too few different ones.
+    """
+    count = len(np.unique(groups))
+    if count < FEWEST_ROWS:
+        apart = "" if count == len(groups) else f", {count} of them independent of one another,"
+        raise InputError(
+            f"{len(groups)} rows{apart} are too few to certify anything; give {FEWEST_ROWS} at the "
+            "very least (hundreds, for a promise of a few per cent), or ask for none "
+            "(confidence=None, --confidence 0)"
+        )
+
+
+def one_of_each(rows: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first of these rows of each group, in their order.
 
     Args:
         rows: positions, in random order.
-        groups: group of each row, shape (all rows,).
+        groups: number of each row's group, shape (all rows,).
     """
-    _, first = np.unique(np.asarray(groups)[rows], return_index=True)
+    _, first = np.unique(groups[rows], return_index=True)
     return rows[np.sort(first)]

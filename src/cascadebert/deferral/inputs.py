@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.confidence import Floats
+from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
@@ -29,6 +30,62 @@ def checked_targets(target: Target | Sequence[Target]) -> tuple[Target, ...]:
     return targets
 
 
+def refuse_unfit(targets: Sequence[Target], stages: int, names: Sequence[str]) -> None:
+    """Refuse targets about a label, or a number of classes, that there is not.
+
+    Raises:
+        InputError: see the targets.
+    """
+    answers = np.zeros((stages, 1), dtype=np.int64)
+    one_row = HeldOut(answers, answers[0], np.ones((1, stages)), names)
+    for target in targets:
+        target.tables(one_row)
+
+
+def checked_seed(seed: int) -> int:
+    """A seed for the random draws.
+
+    Raises:
+        InputError: not a whole number from 0 up.
+    """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a seed of {seed!r} is not a whole number from 0 up")
+    return int(seed)
+
+
+def checked_groups(groups: ArrayLike, rows: int) -> NDArray[np.int64]:
+    """A number for each row, the same for rows of one group, int64 of shape (rows,).
+
+    Raises:
+        InputError: another shape, or a row without a group.
+    """
+    names = np.asarray(groups)
+    if names.shape != (rows,):
+        raise InputError(f"groups have the shape {names.shape} for {rows} rows; give one a row")
+    # None and NaN: what tables have where nothing is known.
+    missing = [i for i, name in enumerate(names.tolist()) if name is None or name != name]
+    if missing:
+        raise InputError(
+            f"row {missing[0]}: its group is {names[missing[0]]}; name it, rows that depend on "
+            "no other by a name of their own"
+        )
+    _, numbers = np.unique(names, return_inverse=True)
+    return numbers.astype(np.int64)
+
+
+def refuse_confidence(confidence: float | None) -> None:
+    """Refuse a confidence that cannot be had.
+
+    Raises:
+        InputError: not between 0 and 1.
+    """
+    if confidence is not None and not 0 < confidence < 1:
+        raise InputError(
+            f"a confidence of {confidence} is not between 0 and 1; 0.95 means 95 %, None (on the "
+            "command line 0) asks for no promise"
+        )
+
+
 def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats]:
     """One array (rows, classes) a stage, as logits; probabilities become their logarithms.
 
@@ -46,7 +103,8 @@ def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats
         if values.ndim != 2 or values.shape != arrays[0].shape or values.shape[1] < 2:
             raise InputError(
                 f"stage {number}: {what} have shape {values.shape}, stage 1 has "
-                f"{arrays[0].shape}; give (rows, classes) alike for every stage"
+                f"{arrays[0].shape}; give (rows, classes), two classes or more, alike for every "
+                "stage"
             )
         if not len(values):
             raise InputError(f"stage {number}: {what} have shape {values.shape}: there are no rows")
@@ -91,9 +149,17 @@ def checked_costs(costs: ArrayLike, rows: int, stages: int) -> Floats:
     Raises:
         InputError: another shape, or not all positive and finite.
     """
-    table = np.asarray(costs, dtype=np.float64)
+    try:
+        table = np.asarray(costs, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"costs are not numbers ({error}); give one a stage") from None
     if table.shape not in ((stages,), (rows, stages)):
         raise InputError(f"costs have shape {table.shape}; give ({stages},) or ({rows}, {stages})")
-    if not (np.isfinite(table).all() and (table > 0).all()):
-        raise InputError("costs must be positive and finite, one a stage")
+    usable = np.isfinite(table) & (table > 0)
+    if not usable.all():
+        stage = int(np.argwhere(~usable)[0][-1])
+        raise InputError(
+            f"stage {stage + 1}: a cost of {table[~usable][0]} is not positive and finite; give "
+            "what a row costs there"
+        )
     return np.broadcast_to(table, (rows, stages))

@@ -58,9 +58,7 @@ class Thresholds:
 
     @property
     def only_stage(self) -> int | None:
-        """The stage, from 0, that answers every row; None where several do, or not every row."""
-        if self.abstain > 0:
-            return None
+        """The stage, from 0, that no row leaves for another; None where there are several."""
         first = int(self.runs.argmax())
         alone = first == len(self.exits) or self.exits[first] <= ALWAYS_EXIT
         return first if alone else None

@@ -10,6 +10,7 @@ same exact passes, on all rows, close the gap to it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,9 +128,15 @@ class Search:
         cost, wrong = float(outcome.cost.mean()), 1 - float(outcome.right.mean())
         return (missed, cost, wrong) if self.minimises_cost else (missed, wrong, cost)
 
+    def cost_per_answer(self, thresholds: Thresholds) -> float:
+        """Cost of all rows over the number that are answered."""
+        outcome = self.replay.outcome(thresholds)
+        answers = int(outcome.answered.sum())
+        return float(outcome.cost.sum()) / answers if answers else math.inf
+
     def misses(self, point: Point) -> bool:
         """Whether a point misses one of the targets on these rows."""
-        return self._rank_of(point)[0] > 0
+        return self.rank_of(point)[0] > 0
 
     def coverage_of_last_stage(self) -> float:
         """Share of the rows that the last stage alone can answer within the targets."""
@@ -153,7 +160,8 @@ class Search:
             for i in keep
         )
 
-    def _rank_of(self, point: Point) -> tuple[float, ...]:
+    def rank_of(self, point: Point) -> tuple[float, ...]:
+        """Sort key of a point, see :meth:`rank`."""
         keys = self.rank(point.means[:, None], np.array([point.cost]))
         return tuple(float(key[0]) for key in keys)
 
@@ -267,15 +275,15 @@ class Search:
                 thresholds at a time; else from the best of all, one at a time.
         """
         if not thorough:
-            return self._polish(min(points, key=self._rank_of), self._knobs)
+            return self._polish(min(points, key=self.rank_of), self._knobs)
         starts: dict[bytes, Point] = {}
-        for point in sorted(points, key=self._rank_of):
+        for point in sorted(points, key=self.rank_of):
             starts.setdefault(point.thresholds.runs.tobytes(), point)
         first = list(starts.values())[:_MOST_STARTS]
         sample = self._sample(_PAIRED_ROWS)
         near = [sample._polish(point, sample._knobs, pairs=True) for point in first]
         return min(
-            (self._polish(point, self._knobs) for point in [first[0], *near]), key=self._rank_of
+            (self._polish(point, self._knobs) for point in [first[0], *near]), key=self.rank_of
         )
 
     def with_skips(self, best: Point) -> Point:
@@ -283,8 +291,8 @@ class Search:
         stages = range(len(best.thresholds.skips))
         skips = [Knob("skips", k) for k in stages if best.thresholds.exits[k] < NEVER_EXIT]
         other = self._polish(best, [*skips, *self._knobs])
-        missed, cost, *_ = self._rank_of(other)
-        pays = cost < self._rank_of(best)[1] - _SKIPPING_PAYS * abs(best.cost)
+        missed, cost, *_ = self.rank_of(other)
+        pays = cost < self.rank_of(best)[1] - _SKIPPING_PAYS * abs(best.cost)
         return other if missed == 0 and pays else best
 
     def _polish(self, best: Point, knobs: Sequence[Knob], pairs: bool = False) -> Point:
@@ -297,7 +305,7 @@ class Search:
                 choices = self.sweep(start, knob, self._tables)
                 first = np.lexsort(self.rank(choices.means, choices.costs)[::-1])[0]
                 candidate = self.point(knob.set(start, float(choices.values[first])))
-                if self._rank_of(candidate) < self._rank_of(best):
+                if self.rank_of(candidate) < self.rank_of(best):
                     best, improved = candidate, True
                     break
         return best

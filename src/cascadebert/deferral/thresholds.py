@@ -8,6 +8,7 @@ on these rows. With one, some of the rows propose and the others certify
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -32,9 +33,13 @@ from cascadebert.deferral.confidence import (
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.inputs import (
     checked_costs,
+    checked_groups,
     checked_labels,
     checked_logits,
+    checked_seed,
     checked_targets,
+    refuse_confidence,
+    refuse_unfit,
 )
 from cascadebert.deferral.policy import Policy, make_policy, p_values
 from cascadebert.deferral.replay import Replay
@@ -48,6 +53,7 @@ _AT_EASE = -5.0
 _MORE = 1.25 ** np.arange(1, 40)
 _MOST_ROWS_TO_TRY = 50_000
 _STRIDE = 5
+_FALLBACK_SHARE = 0.25
 # Log-odds beyond these are 0 and 1 for a float64.
 _SINGLE_THRESHOLDS = np.unique([*np.linspace(-4, 14, 361), *np.linspace(-36, 36, 145)])
 
@@ -94,26 +100,29 @@ def choose_thresholds(
         TargetError: no promise is asked for, and no thresholds meet the target on these rows.
         MissingDependencyError: a score is to be learned without scikit-learn.
     """
-    if confidence is not None and not 0 < confidence < 1:
-        raise InputError(f"a confidence of {confidence} is not between 0 and 1; 0.95 means 95 %")
+    refuse_confidence(confidence)
+    seed = checked_seed(seed)
     targets = checked_targets(target)
     stages = checked_logits(probabilities, logits)
     rows = _held_out(stages, labels, costs, targets, names)
     everything = np.arange(len(rows))
+    grouped = groups is not None
+    together = groups if grouped else duplicates
+    together = None if together is None else checked_groups(together, len(rows))
     if confidence is None:
         search, _ = _search(rows, stages, everything, score, logits, seed, targets)
         points = search.frontier()
         best = search.with_skips(search.best(points))
-        _refuse_out_of_reach(search, best, points)
+        _refuse_out_of_reach(search, best)
         edges = search.replay.confidence_edges(best.thresholds)
         seen = search.replay.seen(best.thresholds, edges)
         shown = search.shown(points)
         return make_policy(search.replay, best.thresholds, targets, shown, seen, ESTIMATED)
-    proposing, certifying = split_rows(len(rows), duplicates if groups is None else groups, seed)
+    proposing, certifying = split_rows(len(rows), together, seed)
     # In random order, for tests that bet on one row after the other.
     everything = np.random.default_rng(seed).permutation(everything)
-    if groups is not None:
-        certifying, everything = (one_of_each(part, groups) for part in (certifying, everything))
+    if grouped and together is not None:
+        certifying, everything = (one_of_each(part, together) for part in (certifying, everything))
     ordered = _are_ordered(rows, targets, score)
     search, whole = _search(
         rows, stages, everything if ordered else proposing, score, logits, seed, targets
@@ -121,13 +130,10 @@ def choose_thresholds(
     points = search.frontier()
     # Rows that only propose need no more than a good direction.
     best = search.with_skips(search.best(points, thorough=False))
-    path = _fixed_path(search) if ordered else _path(search, best, targets)
+    path = _fixed_path(search) if ordered else _path(search, _family(search, best), targets)
     rest = whole.take(everything if ordered else certifying)
-    passed = path[: len(walk(path, _p_values_once(rest, targets), 1 - confidence))]
-    final = Search(rest, targets, search.sought)
-    # All that passed keep the promise together, so any of them may be taken.
-    chosen = min(passed[::-1], key=final.left) if passed else path[0]
-    verdict = _verdict(chosen, best.thresholds, bool(passed), targets)
+    chosen, passed = _tested(search, best, path, rest, targets, 1 - confidence)
+    verdict = _verdict(chosen, best.thresholds, passed, targets)
     more = None
     if verdict == NOT_CERTIFIED:
         more = _more_rows(Search(rest, targets), path, best.thresholds, 1 - confidence, len(rows))
@@ -140,7 +146,7 @@ def choose_thresholds(
         verdict,
         confidence=confidence,
         rows_proposing=0 if ordered else len(proposing),
-        grouped=groups is not None,
+        grouped=grouped,
         more_rows=more,
     )
 
@@ -191,9 +197,7 @@ def _held_out(
     if len(names) != classes:
         raise InputError(f"{len(names)} names for {classes} classes; give one a class")
     rows = HeldOut(answers, truth, checked_costs(costs, count, len(stages)), list(map(str, names)))
-    for target in targets:
-        # Refuses a label or a number of classes that it cannot be about.
-        target.tables(rows.take(np.arange(1)))
+    refuse_unfit(targets, rows.stages, rows.names)
     return rows
 
 
@@ -228,21 +232,22 @@ def _sought(proposals: Replay, targets: Sequence[Target]) -> list[Target]:
     limits = [target for target in targets if isinstance(target, MaxErrorWhenAnswering)]
     if not limits or any(isinstance(target, MinCoverage) for target in targets):
         return []
-    coverage = Search(proposals, targets, []).coverage_of_last_stage()
+    coverage = Search(proposals, targets).coverage_of_last_stage()
     least = coverage - max(limit.coverage_drop for limit in limits)
     return [MinCoverage(least)] if 0 < least < 1 else []
 
 
-def _refuse_out_of_reach(search: Search, best: Point, points: Sequence[Point]) -> None:
+def _refuse_out_of_reach(search: Search, best: Point) -> None:
     if not search.misses(best):
         return
-    reference = search.reference
-    cheapest = min(points, key=lambda point: point.cost)
+    outcome = search.replay.outcome(best.thresholds)
+    seen = (f"{target.quantity} {target.observed(outcome):.4f}" for target in search.targets)
+    smaller = any(target.on_cost for target in search.targets)
     raise TargetError(
-        f"{' and '.join(map(str, search.targets))} is out of reach on these rows: the cheapest way "
-        f"through the stages has a speed-up of {reference.cost / cheapest.cost:.2f}, with accuracy "
-        f"{cheapest.means[0]:.4f} against {reference.means[0]:.4f}; "
-        "ask for less or add a smaller stage"
+        f"{' and '.join(map(str, search.targets))} is out of reach on these rows: the thresholds "
+        f"that come closest have {' and '.join(seen)}, at {search.reference.cost / best.cost:.2f} "
+        "times the speed of the last stage alone; ask for less, or "
+        + ("add a smaller stage" if smaller else "for better stages")
     )
 
 
@@ -255,8 +260,8 @@ def _fixed_path(search: Search) -> list[Thresholds]:
     return path[::-1] if search.minimises_cost else path
 
 
-def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresholds]:
-    """Thresholds from those that keep the promise best to those that serve the user best.
+def _family(search: Search, best: Point) -> list[Thresholds]:
+    """From the most rows deferred or unanswered to the fewest.
 
     All thresholds that rows must be above move together, at the distances from one another that
     the best ones have. So each choice lets all rows exit that the one before it did: what it does
@@ -264,10 +269,32 @@ def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresh
     early, which it had if every choice were the best of its kind on the few rows that propose.
     """
     replay = search.replay
-    family = [
-        *dict.fromkeys(replay.shifted(best.thresholds, _SHIFTS)),
-        replay.always_exiting(best.thresholds),
-    ]
+    return [*replay.shifted(best.thresholds, _SHIFTS), replay.always_exiting(best.thresholds)]
+
+
+def _last_stage_path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresholds]:
+    """The last stage alone, leaving fewer and fewer rows unanswered; empty where none may be, or
+    where the other path is this one.
+    """
+    alone, replay = search.reference.thresholds, search.replay
+    if not best.thresholds.abstain or best.thresholds.only_stage == len(alone.exits):
+        return []
+    middle = float(replay.score.shown(np.median(replay.scores(alone)[-1])))
+    alone = dataclasses.replace(alone, abstain=middle)
+    return _path(search, replay.shifted(alone, _SHIFTS), targets)
+
+
+def _path(
+    search: Search, family: Sequence[Thresholds], targets: Sequence[Target]
+) -> list[Thresholds]:
+    """Thresholds from those that keep the promise best to those that serve the user best.
+
+    Args:
+        search: on the rows that propose.
+        family: from the most rows deferred or unanswered to the fewest.
+        targets: what is to be promised.
+    """
+    replay, family = search.replay, list(dict.fromkeys(family))
     strains = [_strain(replay.outcome(at), targets) for at in family]
     from_reference = all(target.reference_keeps_it for target in targets)
     # Otherwise both ends may be bad: too few answers to judge by at one, too many at the other.
@@ -281,6 +308,42 @@ def _path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresh
     stride = [order[0], order[-1], *order[::_STRIDE]]
     path = [family[i] for i in order if strains[i] > _AT_EASE or i in stride]
     return [search.reference.thresholds, *path] if from_reference else path
+
+
+def _tested(
+    search: Search,
+    best: Point,
+    path: Sequence[Thresholds],
+    rest: Replay,
+    targets: Sequence[Target],
+    level: float,
+) -> tuple[Thresholds, bool]:
+    """The thresholds to set, and whether they passed the test."""
+    fallback = _last_stage_path(search, best, targets)
+    # Together they are at most the level.
+    shares = (1 - _FALLBACK_SHARE, _FALLBACK_SHARE) if fallback else (1.0, 0.0)
+    p_value, final = _p_values_once(rest, targets), Search(rest, targets, search.sought)
+    passed = []
+    for points, share in zip((path, fallback), shares, strict=True):
+        certified = points[: len(walk(points, p_value, share * level))]
+        if certified:
+            # All of them keep the promise together, so any may be taken.
+            passed.append(min(certified[::-1], key=final.left))
+    if passed:
+        return min(passed, key=final.cost_per_answer), True
+    return _closest(rest, targets, [best.thresholds, *path, *fallback]), False
+
+
+def _closest(rest: Replay, targets: Sequence[Target], tried: Sequence[Thresholds]) -> Thresholds:
+    """What to set where nothing can be promised: the last stage alone, if it keeps the targets by
+    what it is, or else whatever misses them least.
+    """
+    search = Search(rest, targets)
+    reference = search.reference
+    if all(target.reference_keeps_it for target in targets):
+        return reference.thresholds
+    points = [reference, *(search.point(at) for at in dict.fromkeys(tried))]
+    return min(points, key=search.rank_of).thresholds
 
 
 def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:
@@ -318,7 +381,8 @@ def _verdict(chosen: Thresholds, best: Thresholds, passed: bool, targets: Sequen
         return NOT_CERTIFIED
     single = chosen.only_stage
     smaller = single != last and not all(target.on_cost for target in targets)
-    alone = single is not None and (single == best.only_stage or smaller)
+    fallback = chosen.abstain > 0
+    alone = single is not None and (single == best.only_stage or smaller or fallback)
     return DO_NOT_CASCADE if alone else CERTIFIED
 
 

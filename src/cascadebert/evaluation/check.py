@@ -11,10 +11,11 @@ import numpy as np
 
 from cascadebert.cascade import Cascade
 from cascadebert.data import as_rows
-from cascadebert.deferral.certificate import ESTIMATED, NOT_CERTIFIED, Promise
+from cascadebert.deferral.certificate import ESTIMATED, NOT_CERTIFIED, Promise, one_of_each
+from cascadebert.deferral.inputs import checked_seed
 from cascadebert.deferral.policy import observed, p_values
 from cascadebert.deferral.shift import Shift, shift_p_value, shifts
-from cascadebert.deferral.targets import Target, target_of
+from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
 DEFAULT_LEVEL = 0.05
@@ -77,14 +78,15 @@ class RowsCheck:
         found = []
         for check in self.promises:
             broken, kept = check.broken_p_value <= level, check.kept_p_value <= self.level
-            seen = "nothing" if check.observed is None else f"{check.observed:.4f}"
+            seen = "unknown" if check.observed is None else f"{check.observed:.4f}"
             says = "broken" if broken else ("kept" if kept else "neither kept nor broken for sure")
             found.append(
                 Finding(
                     check.promise.words,
                     not broken,
-                    f"{seen} on {self.rows} rows: {says} (p = {check.broken_p_value:.2g} that it "
-                    f"holds, {check.kept_p_value:.2g} that it does not)",
+                    f"{check.promise.to_target().quantity} is {seen} in a sample of {self.rows} "
+                    f"rows: {says} (p-value {check.broken_p_value:.2g} if it holds, "
+                    f"{check.kept_p_value:.2g} if it does not)",
                 )
             )
         worst = min(self.shifts, key=lambda shift: shift.p_value)
@@ -113,7 +115,7 @@ def check_cascade(cascade: Cascade) -> list[Finding]:
             same,
             "stages, labels, calibrations and thresholds are those of the certificate"
             if same
-            else "stages, labels, calibrations or thresholds were changed; tune again",
+            else "stages, labels, calibrations, thresholds or the promise were changed; tune again",
         ),
     ]
     then, now = dict(certificate.versions or {}), cascade.versions
@@ -131,7 +133,7 @@ def needs_labels(cascade: Cascade) -> bool:
 
 def _targets(cascade: Cascade) -> list[Target]:
     promises = cascade.certificate.promises if cascade.certificate else ()
-    return [target_of(p.target, p.value, p.label) for p in promises]
+    return [promise.to_target() for promise in promises]
 
 
 def check_rows(
@@ -148,15 +150,19 @@ def check_rows(
 
     Args:
         cascade: a cascade with a certificate.
-        rows: labelled rows, or rows without labels where the certificate needs none.
+        rows: labelled rows, or rows without labels where the certificate needs none; with groups
+            where its own rows had them, and then one row of each is tested.
         level: chance of a false alarm.
-        seed: of the order in which rows are bet on, and of the permutations.
+        seed: of the order in which rows are bet on, of the rows that stand for their groups, and of
+            the permutations.
         progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
             over for every row.
 
     Raises:
-        InputError: no certificate, unusable rows, or the very rows of the certificate.
+        InputError: no certificate, unusable rows, the very rows of the certificate, or rows
+            without groups where the certificate is about groups.
     """
+    checked_seed(seed)
     certificate = cascade.certificate
     if certificate is None or certificate.seen is None:
         raise InputError("this cascade has no certificate to test; run 'cascadebert tune' first")
@@ -173,8 +179,15 @@ def check_rows(
             "this is not what was certified any more, so fresh rows say nothing of the "
             "certificate; tune again"
         )
-    order = np.random.default_rng(seed).permutation(len(fresh)).tolist()
-    fresh = fresh.take(order)
+    order = np.random.default_rng(seed).permutation(len(fresh))
+    if certificate.grouped and fresh.group is None:
+        raise InputError(
+            "the certificate is about one row of a group, and these rows have no groups; name the "
+            "column with --group-column (in Python rows with a 'group')"
+        )
+    if fresh.group is not None:
+        order = one_of_each(order, np.array(fresh.groups()))
+    fresh = fresh.take(order.tolist())
     runs = cascade.run_stages(fresh, progress=progress)
     cost = certificate.cost_unit or "seconds"
     replay = cascade.replay(fresh, runs, cost=cost, with_labels=labelled)

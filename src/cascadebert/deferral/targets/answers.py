@@ -20,6 +20,7 @@ class MaxDrop(OnAnswers):
 
     value: float
     reference_keeps_it = True
+    quantity = "the drop in accuracy"
 
     def __post_init__(self) -> None:
         if not 0 <= self.value < 1:
@@ -91,6 +92,10 @@ class ShareOfLabel(Share):
     label: str | int
     value: float
 
+    @property
+    def quantity(self) -> str:
+        return f"{super().quantity} for label {self.label!r}"
+
     def __str__(self) -> str:
         return f"{super().__str__()} for label {self.label!r}"
 
@@ -155,7 +160,7 @@ class MaxErrorWhenAnswering(Share):
 
     value: float
     coverage_drop: float = 0.01
-    called = "an error"
+    called = "an error among the rows answered"
     abstains = True
 
     def __post_init__(self) -> None:

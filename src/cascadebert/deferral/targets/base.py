@@ -24,10 +24,14 @@ class Target(Protocol):
             about the answers.
         reference_keeps_it: whether the last stage alone keeps it by what it is, without a test.
         abstains: whether it gives the search leave to leave rows unanswered.
+        quantity: what the number is of, with its article.
     """
 
     @property
     def value(self) -> float: ...
+
+    @property
+    def quantity(self) -> str: ...
 
     needs_labels: bool
     on_cost: bool
@@ -105,13 +109,17 @@ class Share(OnAnswers):
 
     value: float
     called: ClassVar[str]
-    """What the share is called, with its article."""
+    """What the share is called, with its indefinite article."""
 
     def __post_init__(self) -> None:
         refuse_share(self.value, self.called)
 
     def __str__(self) -> str:
         return f"{self.called} of at least {self.value:g}"
+
+    @property
+    def quantity(self) -> str:
+        return f"the {self.called.split(maxsplit=1)[1]}"
 
     @property
     def least(self) -> float:
@@ -164,4 +172,6 @@ def bounded_mean_p_value(losses: Floats, lowest: float, highest: float) -> float
 
 def refuse_share(value: float, what: str) -> None:
     if not 0 < value < 1:
-        raise InputError(f"{what} of {value} is not a share between 0 and 1; 0.95 means 95 %")
+        raise InputError(
+            f"{what} of {value} is not a share of rows above 0 and below 1; 0.95 means 95 %"
+        )

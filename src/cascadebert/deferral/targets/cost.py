@@ -47,11 +47,12 @@ class Speedup(OnCost):
     """Cost at most 1 / ``value`` of the last stage alone, at the best accuracy."""
 
     value: float
+    quantity = "the speed-up"
 
     def __post_init__(self) -> None:
         if not 0 < self.value <= _LARGEST_SPEEDUP:
             raise InputError(
-                f"a speed-up of {self.value} is not a number from 0 to a million; 4 means 4x"
+                f"a speed-up of {self.value} is not a number above 0, a million at most; 4 means 4x"
             )
 
     def risk(self, means: Floats, cost: Floats, rows: HeldOut) -> Floats:  # noqa: ARG002
@@ -79,6 +80,7 @@ class MaxSecondsPerRow(OnCost):
     """
 
     value: float
+    quantity = "the mean of seconds a row"
 
     def __post_init__(self) -> None:
         if not 0 < self.value < math.inf:

@@ -24,6 +24,7 @@ class MinMatthews(OnAnswers):
     """
 
     value: float
+    quantity = "the Matthews correlation"
 
     def __post_init__(self) -> None:
         refuse_share(self.value, "a Matthews correlation")
