@@ -313,10 +313,10 @@ def test_tuned_with_a_promise_that_is_saved(saved: Path, tmp_path: Path) -> None
 
 def test_rows_of_the_same_texts_are_one_group(saved: Path) -> None:
     fresh = Cascade.from_pretrained(saved)
-    with pytest.raises(InputError, match="10 groups of rows are too few"):
+    with pytest.raises(InputError, match="500 rows, 10 of them independent"):
         fresh.tune(Rows(VARIED[:10] * 50), MinAgreement(0.3), cost="flops")
     named = Rows([f"{i}" for i in range(60)], group=[str(i // 6) for i in range(60)])
-    with pytest.raises(InputError, match="10 groups of rows are too few"):
+    with pytest.raises(InputError, match="500 rows, 10 of them independent"):
         fresh.tune(named, MinAgreement(0.3), cost="flops")
 
 
@@ -404,3 +404,13 @@ def test_seconds_a_row_need_seconds(saved: Path) -> None:
     with pytest.raises(InputError, match="leave the cost at seconds"):
         fresh.tune(rows, MaxSecondsPerRow(1.0), None, cost="flops")
     assert fresh.tune(rows, MaxSecondsPerRow(100.0), None).accuracy == 1
+
+
+def test_rows_of_another_kind_than_those_of_the_certificate(saved: Path) -> None:
+    cascade = Cascade.from_pretrained(saved)
+    cascade.tune(Rows(VARIED), MinAgreement(0.2), cost="flops")
+    cascade.predict(["a text"])
+    with pytest.warns(CascadeWarning, match="are pairs of texts, and .* chosen on single texts"):
+        cascade.predict(["a text"], ["another"])
+    cascade.thresholds = cascade.thresholds or ()
+    cascade.predict(["a text"], ["another"])

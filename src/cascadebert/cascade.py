@@ -376,6 +376,7 @@ class Cascade:
         certificate = dataclasses.replace(
             policy.certificate,
             cost_unit=cost,
+            paired=held_out.pairs is not None,
             rows_fingerprint=held_out.texts_fingerprint(),
             versions=self.versions,
         )
@@ -560,6 +561,7 @@ class Cascade:
         ]
 
     def _predict_window(self, rows: Rows, progress: Progress | None) -> Prediction:
+        self._warn_of_other_kind(rows)
         routing, score, last = self._routing_to_run(), self.score, len(self.stages) - 1
         answers = _Answers.none(len(rows), len(self.labels), len(self.stages))
         skipped: list[NDArray[np.int64]] = []
@@ -599,6 +601,17 @@ class Cascade:
             abstained=answers.abstained,
             passed=answers.passed,
         )
+
+    def _warn_of_other_kind(self, rows: Rows) -> None:
+        paired = self.certificate.paired if self.certificate else None
+        if paired is not None and paired != (rows.pairs is not None):
+            kinds = ("single texts", "pairs of texts")
+            warnings.warn(
+                f"these rows are {kinds[not paired]}, and the thresholds were chosen on "
+                f"{kinds[paired]}: what was promised does not hold for them",
+                CascadeWarning,
+                stacklevel=4,
+            )
 
     def _routing_to_run(self) -> Thresholds:
         if self.routing is None:

@@ -88,6 +88,7 @@ class Certificate:
         grouped: whether rows came in groups; then one row of each group certifies.
         unranked_stages: numbers of the stages, from 1, whose confidence was not seen to rank
             right answers above wrong ones.
+        paired: whether the rows were pairs of texts, if that is known.
         rows_fingerprint: of the texts of all held-out rows, whatever their order.
         artefact_fingerprint: of all that decides the cascade's answers.
         versions: of the engine and what else decides the answers.
@@ -114,6 +115,7 @@ class Certificate:
     grouped: bool = False
     unranked_stages: tuple[int, ...] = ()
     cost_unit: str | None = None
+    paired: bool | None = None
     rows_fingerprint: str | None = None
     artefact_fingerprint: str | None = None
     versions: Mapping[str, str] | None = None
