@@ -197,13 +197,14 @@ class Certificate:
                 f"thresholds use it alone; that is certified with confidence {level}."
             )
         untold = [promise.words for promise in self.promises if promise.observed is None]
-        if untold:
-            hope = f"None of the rows says anything of {' or '.join(untold)}; give rows that do"
-        elif self.more_rows is None:
+        if self.more_rows is None:
             hope = "More rows like these would hardly change that; ask for less"
         else:
             hope = f"About {self.more_rows} more held-out rows would do, if they are like these"
-        if all(promise.p_value == 0 for promise in self.promises):
+        if untold:
+            left = f"no thresholds could be shown to keep {wanted}, and the last stage alone is set"
+            hope = f"None of the rows says anything of {' or '.join(untold)}; give rows that do"
+        elif all(promise.p_value == 0 for promise in self.promises):
             left = (
                 f"no thresholds but the last stage alone could be shown to keep {wanted}, so it is "
                 "set"

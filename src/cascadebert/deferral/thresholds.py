@@ -336,13 +336,18 @@ def _tested(
 
 def _closest(rest: Replay, targets: Sequence[Target], tried: Sequence[Thresholds]) -> Thresholds:
     """What to set where nothing can be promised: the last stage alone, if it keeps the targets by
-    what it is, or else whatever misses them least.
+    what it is or no row tells how far they are missed, or else whatever misses them least.
     """
     search = Search(rest, targets)
     reference = search.reference
-    if all(target.reference_keeps_it for target in targets):
+
+    def told(thresholds: Thresholds) -> bool:
+        outcome = rest.outcome(thresholds)
+        return not any(math.isnan(target.observed(outcome)) for target in targets)
+
+    if all(target.reference_keeps_it for target in targets) or not told(reference.thresholds):
         return reference.thresholds
-    points = [reference, *(search.point(at) for at in dict.fromkeys(tried))]
+    points = [reference, *(search.point(at) for at in dict.fromkeys(tried) if told(at))]
     return min(points, key=search.rank_of).thresholds
 
 
