@@ -25,7 +25,7 @@ def folder(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return built.save_pretrained(tmp_path_factory.mktemp("nine") / "cascade")
 
 
-@pytest.fixture(scope="module", params=["onnx", "torch"])
+@pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
 def nine(folder: Path, request: pytest.FixtureRequest) -> Cascade:
     return Cascade.from_pretrained(folder, runtime=request.param)
 

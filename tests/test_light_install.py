@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = ("torch", "transformers", "onnx", "onnxscript", "pyarrow", "datasets", "sklearn", "scipy",
-          "matplotlib", "accelerate", "safetensors")  # fmt: skip
+          "matplotlib", "accelerate", "safetensors", "openvino")  # fmt: skip
 
 BLOCKED = f"""
 import sys
@@ -58,13 +58,18 @@ def test_command_line(saved: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named_with_the_extra(saved: Path, tmp_path: Path) -> None:
-    source = tmp_path / "rows.parquet"
+    source, rows = tmp_path / "rows.parquet", tmp_path / "rows.csv"
     source.touch()
+    rows.write_text("text\na film\n")
     main = "from cascadebert.cli.main import main\nsys.argv[0] = 'cascadebert'\nmain()"
     calls = {
         "parquet": ("predict", str(saved), "--input", str(source), "--output", "-"),
         "train": ("build", str(saved / "stages" / "1-distilbert"), "--output", str(tmp_path / "o")),
         "demo": ("demo", "--output", str(tmp_path / "demo")),
+        "openvino": (
+            *("predict", str(saved), "--input", str(rows), "--output", "-"),
+            *("--runtime", "openvino"),
+        ),
     }
     done = run("from cascadebert import fine_tune")
     assert "MissingDependencyError" in done.stderr

@@ -136,7 +136,7 @@ class Cascade:
             label_maps: by stage number (from 1) new names for a checkpoint's labels.
             max_length: tokens at which every stage truncates; by default as much as it reads.
             rows: rows on which each export is checked, beside the built-in ones.
-            runtime: engine to run the stages on: "onnx" or "torch".
+            runtime: engine to run the stages on: "onnx", "openvino" or "torch".
             on_stage: called with 1 after each stage that is done.
 
         Raises:
@@ -170,7 +170,7 @@ class Cascade:
 
         Args:
             name: a folder, or the name of a cascade on the Hugging Face hub.
-            runtime: engine to run the stages on: "onnx" or "torch".
+            runtime: engine to run the stages on: "onnx", "openvino" or "torch".
 
         Raises:
             ArtifactError: not a cascade, another schema version, or a damaged file.

@@ -50,7 +50,7 @@ GroupColumnName = Annotated[
         help="Column naming rows that depend on one another; one of each group certifies.",
     ),
 ]
-RuntimeName = Annotated[str, typer.Option("--runtime", help="Engine: onnx or torch.")]
+RuntimeName = Annotated[str, typer.Option("--runtime", help="Engine: onnx, openvino or torch.")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write the result to this file as JSON.")
 ]

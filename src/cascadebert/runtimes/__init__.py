@@ -19,6 +19,7 @@ from cascadebert.errors import InputError
 
 RUNTIMES = {
     "onnx": ("cascadebert.runtimes.onnx", "OnnxRuntime", "onnxruntime"),
+    "openvino": ("cascadebert.runtimes.openvino", "OpenVinoRuntime", "openvino"),
     "torch": ("cascadebert.runtimes.torch", "TorchRuntime", "torch"),
 }
 """By name: module, class, and the package that does the work."""
