@@ -316,7 +316,7 @@ def test_rows_of_the_same_texts_are_one_group(saved: Path) -> None:
     with pytest.raises(InputError, match="500 rows, 10 of them independent"):
         fresh.tune(Rows(VARIED[:10] * 50), MinAgreement(0.3), cost="flops")
     named = Rows([f"{i}" for i in range(60)], group=[str(i // 6) for i in range(60)])
-    with pytest.raises(InputError, match="500 rows, 10 of them independent"):
+    with pytest.raises(InputError, match="60 rows, 10 of them independent"):
         fresh.tune(named, MinAgreement(0.3), cost="flops")
 
 
