@@ -48,7 +48,7 @@ from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.runtimes import runtime_versions
-from cascadebert.stage import StageRun, load_stage
+from cascadebert.stage import StageRun, load_stage, row_costs
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
@@ -345,7 +345,7 @@ class Cascade:
                 values if fitting is None else fitting(values)
                 for fitting, values in zip(fitted, logits, strict=True)
             ]
-        costs = np.stack([run.costs(cost) for run in runs], axis=1)
+        costs = row_costs(runs, cost)
         policy = choose_thresholds(
             logits,
             truth,
@@ -420,7 +420,7 @@ class Cascade:
         held_out = HeldOut(
             answers=answers,
             truth=self.label_ids(rows) if with_labels else answers[-1],
-            costs=np.stack([run.costs(cost) for run in runs], axis=1),
+            costs=row_costs(runs, cost),
             names=self.labels,
         )
         logits = [run.logits.astype(np.float64) for run in runs]

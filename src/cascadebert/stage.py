@@ -92,6 +92,11 @@ class StageRun:
         return flops if kind == "flops" else flops * (self.seconds / flops.sum())
 
 
+def row_costs(runs: Sequence[StageRun], kind: str) -> NDArray[np.float64]:
+    """What each row costs in each stage, float64 of shape (rows, stages)."""
+    return np.stack([run.costs(kind) for run in runs], axis=1)
+
+
 class Stage(ABC):
     """One complete classifier, loaded and ready to run; :func:`load_stage` makes it.
 

@@ -161,8 +161,9 @@ def tune(
     for line in _stages_in_words(cascade, policy):
         console.say(line)
     console.say(certificate.words())
-    if (folder / REPORT / REPORT_FILE).exists():
-        console.say(f"{folder / REPORT / REPORT_FILE} is of the thresholds before; report again")
+    page = folder / REPORT / REPORT_FILE
+    if page.exists():
+        console.say(f"{page} is of the thresholds before; report again")
     console.say(f"wrote {folder}\nnext: cascadebert evaluate {folder} --data OTHER_ROWS")
     if certificate.verdict == NOT_CERTIFIED:
         raise typer.Exit(1)

@@ -347,8 +347,9 @@ def _closest(rest: Replay, targets: Sequence[Target], tried: Sequence[Thresholds
 
     if all(target.reference_keeps_it for target in targets) or not told(reference.thresholds):
         return reference.thresholds
-    points = [reference, *(search.point(at) for at in dict.fromkeys(tried) if told(at))]
-    return min(points, key=search.rank_of).thresholds
+    points = [reference, *map(search.point, dict.fromkeys(tried))]
+    ranked = (point.thresholds for point in sorted(points, key=search.rank_of))
+    return next(filter(told, ranked))
 
 
 def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:

@@ -18,7 +18,7 @@ from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.evaluation.metrics import aurc, dis, ece
-from cascadebert.stage import StageRun
+from cascadebert.stage import StageRun, row_costs
 
 SECONDS, FLOPS = "seconds", "flops"
 
@@ -130,8 +130,7 @@ class Survey:
         replay = cascade.replay(checked, runs, cost=unit)
         replays = {unit: replay}
         for kind in {SECONDS, FLOPS} - {unit}:
-            costs = np.stack([run.costs(kind) for run in runs], axis=1)
-            replays[kind] = replay.with_costs(costs)
+            replays[kind] = replay.with_costs(row_costs(runs, kind))
         return cls(
             rows=checked,
             runs=tuple(runs),

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, as a rule the fastest engine on x86."""
+"""OpenVINO on the CPU, in fp32."""
 
 from __future__ import annotations
 
