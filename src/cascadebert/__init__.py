@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cascadebert.cascade import Cascade, Prediction
+from cascadebert.cascade import Cascade
 from cascadebert.data import Rows
 from cascadebert.deferral.certificate import Certificate
 from cascadebert.deferral.policy import OperatingPoint, Policy
@@ -27,6 +27,7 @@ from cascadebert.errors import CascadeError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
 from cascadebert.evaluation.frontier import plot_frontier
 from cascadebert.files import Columns, read_rows
+from cascadebert.scheduler import Prediction
 from cascadebert.stage import Stage
 
 if TYPE_CHECKING:

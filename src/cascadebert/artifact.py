@@ -6,6 +6,7 @@ A cascade is one folder::
     cascade.json                what this module reads and writes
     stages/<n>-<name>/          an ordinary Hugging Face checkpoint, and model.onnx beside it;
                                 or a linear stage
+      openvino/                 the stage in int8, where it was quantised
     README.md                   the model card
     report/                     what was measured
     training/                   logs and difficulties of its training
@@ -39,6 +40,7 @@ from cascadebert.deferral.certificate import Certificate
 from cascadebert.deferral.confidence import ConfidenceScore, confidence_score
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import ArtifactError, DamagedError, InputError
+from cascadebert.runtimes import RUNTIMES
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "cascade.json"
@@ -50,11 +52,18 @@ REPORT_FILE = "report.html"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+INT8_FILES = ("openvino/model.xml", "openvino/model.bin")
 CONFIG_FILE = "config.json"
 STAGE_FILES = {
     "transformer": (CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE),
     "linear": (CONFIG_FILE, WEIGHTS_FILE),
 }
+
+
+def _polynomial(coefficients: tuple[float, float, float], of: ArrayLike) -> NDArray[np.float64]:
+    a, b, c = coefficients
+    n = np.asarray(of, dtype=np.float64)
+    return a + b * n + c * n * n
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,41 @@ class StageCost:
 
     def row_flops(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Floating point operations for rows of ``tokens`` tokens each."""
-        a, b, c = self.flops
-        n = np.asarray(tokens, dtype=np.float64)
-        return a + b * n + c * n * n
+        return _polynomial(self.flops, tokens)
+
+
+@dataclass(frozen=True)
+class RuntimeTrial:
+    """What one runtime did with a stage when it was exported; the first of a stage is in fp32.
+
+    ``rows_per_second`` were measured side by side on one machine. ``agreement`` is the share of
+    rows with the label of fp32, and ``logit_error`` the root mean square by which the logits move,
+    over the standard deviation of the logits.
+    """
+
+    runtime: str
+    rows_per_second: float
+    agreement: float
+    logit_error: float
+
+
+@dataclass(frozen=True)
+class StageSpeed:
+    """Seconds that rows take in a stage, as measured on one machine with one runtime.
+
+    ``seconds`` are the coefficients (a, b, c) of a + b·n + c·n² seconds for a row of n tokens (of a
+    linear stage, characters) among many, reading it included; ``token_budget`` is the size of
+    batches at which a transformer was fastest.
+    """
+
+    machine: str
+    runtime: str
+    token_budget: int | None
+    seconds: tuple[float, float, float]
+
+    def row_seconds(self, lengths: ArrayLike) -> NDArray[np.float64]:
+        """Seconds for rows of these lengths."""
+        return _polynomial(self.seconds, lengths)
 
 
 @dataclass(frozen=True)
@@ -84,6 +125,7 @@ class StageRecord:
     ``max_length`` counts tokens, of a linear stage characters. ``calibration`` turns the logits,
     in the cascade's label order, into ones whose softmax can be trusted; None leaves them.
     ``trained_on`` is the fingerprint of the texts that it was trained on, where that is known.
+    ``runtime`` is what runs it best, ``trials`` how that was found, and ``speed`` how fast it is.
     """
 
     name: str
@@ -93,8 +135,10 @@ class StageRecord:
     max_length: int
     pad_token_id: int
     truncation_side: str
-    precision: str
     cost: StageCost
+    runtime: str = "onnx"
+    trials: tuple[RuntimeTrial, ...] = ()
+    speed: StageSpeed | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     kind: str = "transformer"
     calibration: Calibration | None = None
@@ -163,7 +207,12 @@ class CascadeRecord:
         values = {
             "labels": self.labels,
             "stages": [
-                {**dataclasses.asdict(stage), "folder": "", "name": ""} for stage in self.stages
+                {
+                    name: value
+                    for name, value in dataclasses.asdict(stage).items()
+                    if name not in ("folder", "name", "trials", "speed")
+                }
+                for stage in self.stages
             ],
             "score": [self.score, self.score_parameters],
             "routing": self.routing and dataclasses.asdict(self.routing),
@@ -254,13 +303,16 @@ def _parse_parameters(values: list[list[float]] | None) -> tuple[tuple[float, ..
 
 
 def _parse_stage(values: dict[str, Any]) -> StageRecord:
-    cost = values["cost"]
+    cost, speed = values["cost"], values.get("speed")
     stage = StageRecord(
         **{
             **values,
             "labels": tuple(values["labels"]),
             "inputs": tuple(values["inputs"]),
             "cost": StageCost(**{**cost, "flops": tuple(map(float, cost["flops"]))}),
+            "trials": tuple(RuntimeTrial(**trial) for trial in values.get("trials", ())),
+            "speed": speed
+            and StageSpeed(**{**speed, "seconds": tuple(map(float, speed["seconds"]))}),
             "files": dict(values["files"]),
             "calibration": read_calibration(values.get("calibration")),
         }
@@ -271,6 +323,10 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
         raise ValueError(f"kind is {stage.kind!r}")
     if not set(STAGE_FILES[stage.kind]) <= set(stage.files):
         raise ValueError(f"'files' lacks one of {STAGE_FILES[stage.kind]}")
+    if stage.runtime not in RUNTIMES:
+        raise ValueError(f"runtime is {stage.runtime!r}")
+    if stage.speed and stage.speed.token_budget is not None and stage.speed.token_budget < 1:
+        raise ValueError(f"token_budget is {stage.speed.token_budget!r}")
     if not (isinstance(stage.max_length, int) and stage.max_length > 0):
         raise ValueError(f"max_length is {stage.max_length!r}")
     if stage.truncation_side not in ("left", "right"):

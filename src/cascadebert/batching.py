@@ -1,22 +1,45 @@
-"""Which rows go into one batch: rows of like length, up to a budget of tokens."""
+"""Which rows go into one batch: rows of one width, up to a budget of tokens.
+
+A row's width follows from its own length, so that what a row is padded to does not depend on
+the rows beside it, and neither does its answer, to the last bit: with the width fixed the engines
+treat each row of a batch alike. It also leaves next to no padding to compute.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 DEFAULT_TOKEN_BUDGET = 1024
+_WIDTHS_PER_OCTAVE = 8
+
+
+def widths(lengths: ArrayLike) -> NDArray[np.int64]:
+    """Tokens that rows of these lengths are padded to.
+
+    Eight widths from each power of two to the next: at most 1/8 of a row is padding, 3 % on
+    average, and the engines see few shapes.
+
+    Args:
+        lengths: tokens of each row, int64 of shape (rows,).
+    """
+    tokens = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    octave = np.frexp(tokens.astype(np.float64))[1] - 1
+    step = np.maximum(2**octave // _WIDTHS_PER_OCTAVE, 1)
+    rounded: NDArray[np.int64] = -(-tokens // step) * step
+    return rounded
 
 
 def token_batches(
     lengths: NDArray[np.int64], token_budget: int = DEFAULT_TOKEN_BUDGET
 ) -> Iterator[NDArray[np.int64]]:
-    """Split rows into batches of like length, longest first.
+    """Split rows into batches of one width each, widest first.
 
-    Each batch holds as many rows as fit ``rows x longest row <= token_budget``, and at least
-    one. The longest go first, so that memory is at its highest at once and not at the end.
+    The rows of a width are shared out evenly over as few batches as hold
+    ``rows x width <= token_budget``; a row wider than the budget is a batch of its own. The widest
+    go first, so that memory is at its highest at once and not at the end.
 
     Args:
         lengths: tokens of each row, int64 of shape (rows,).
@@ -25,29 +48,10 @@ def token_batches(
     Yields:
         Positions into ``lengths``, int64; every row is in exactly one batch.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        stop = start + max(token_budget // longest, 1)
-        yield order[start:stop]
-        start = stop
-
-
-def pad(
-    columns: Mapping[str, Sequence[Sequence[int]]], padding: Mapping[str, int]
-) -> dict[str, NDArray[np.int64]]:
-    """Stack rows of unequal length into int64 arrays of shape (rows, longest row).
-
-    Args:
-        columns: for each model input one sequence of ids a row.
-        padding: for each model input the id that fills short rows up on the right.
-    """
-    arrays = {}
-    for name, rows in columns.items():
-        longest = max(map(len, rows))
-        array = np.full((len(rows), longest), padding[name], dtype=np.int64)
-        for i, row in enumerate(rows):
-            array[i, : len(row)] = row
-        arrays[name] = array
-    return arrays
+    width = widths(lengths)
+    order = np.argsort(-width, kind="stable")
+    starts = np.flatnonzero(np.diff(width[order], prepend=-1))
+    for alike in np.split(order, starts[1:]):
+        if len(alike):
+            capacity = max(token_budget // int(width[alike[0]]), 1)
+            yield from np.array_split(alike, -(-len(alike) // capacity))

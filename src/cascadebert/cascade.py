@@ -30,7 +30,6 @@ from cascadebert.deferral.confidence import (
     SCORE_NAMES,
     ConfidenceScore,
     confidence_score,
-    softmax,
 )
 from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut
@@ -42,46 +41,22 @@ from cascadebert.deferral.inputs import (
 )
 from cascadebert.deferral.policy import Policy
 from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.routing import ABSTAIN, ALWAYS_EXIT, EXIT, SKIP, STAY, Thresholds
+from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
 from cascadebert.deferral.targets import MaxSecondsPerRow, Target
 from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
-from cascadebert.runtimes import runtime_versions
-from cascadebert.stage import StageRun, load_stage, row_costs
+from cascadebert.machine import machine_name
+from cascadebert.runtimes import AUTO, runtime_versions
+from cascadebert.scheduler import Prediction, classify
+from cascadebert.speed import measure_speed
+from cascadebert.stage import StageRun, TransformerStage, load_stage, measured_on, row_costs
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
 
 DEFAULT_WINDOW = 16_384
 COSTS = ("seconds", "flops", "layers")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Answers for a number of rows, every array in input order.
-
-    Attributes:
-        labels: label names, str of shape (rows,); empty where the cascade abstained.
-        probabilities: softmax of the last stage that the row came to, float64 of shape
-            (rows, classes), columns in the order of ``Cascade.labels``.
-        stage: that stage, counted from 1, int64 of shape (rows,).
-        confidence: that stage's confidence score on a scale from 0 to 1, float64 (rows,).
-        truncated: rows that were longer than that stage reads and were cut, bool (rows,).
-        abstained: rows that even the last stage was too unsure of to answer, bool (rows,).
-        passed: the stages that each row went through, bool of shape (rows, stages).
-    """
-
-    labels: NDArray[np.str_]
-    probabilities: NDArray[np.float64]
-    stage: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    truncated: NDArray[np.bool_]
-    abstained: NDArray[np.bool_]
-    passed: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.stage)
 
 
 class Cascade:
@@ -98,7 +73,7 @@ class Cascade:
         policy: what the last :meth:`tune` chose, with the frontier that it chose from.
     """
 
-    def __init__(self, folder: Path, record: CascadeRecord, runtime: str = "onnx") -> None:
+    def __init__(self, folder: Path, record: CascadeRecord, runtime: str = AUTO) -> None:
         self.stages = tuple(
             load_stage(folder / stage.folder, stage, record.labels, runtime)
             for stage in record.stages
@@ -107,7 +82,6 @@ class Cascade:
         self._folder = folder
         self._record = record
         self.policy: Policy | None = None
-        self._runtime = runtime
         # Keeps a folder of from_stages alive for as long as the cascade is.
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
@@ -122,7 +96,8 @@ class Cascade:
         label_maps: Mapping[int, Mapping[str, str]] | None = None,
         max_length: int | None = None,
         rows: Rows | None = None,
-        runtime: str = "onnx",
+        quantise: bool = True,
+        runtime: str = AUTO,
         on_stage: Progress | None = None,
     ) -> Cascade:
         """Export fine-tuned checkpoints, small to large, and make them one cascade.
@@ -135,8 +110,12 @@ class Cascade:
             names: of the stages; by default those of the checkpoints' folders.
             label_maps: by stage number (from 1) new names for a checkpoint's labels.
             max_length: tokens at which every stage truncates; by default as much as it reads.
-            rows: rows on which each export is checked, beside the built-in ones.
-            runtime: engine to run the stages on: "onnx", "openvino" or "torch".
+            rows: rows such as the cascade will see, best those that the stages were trained on;
+                labels are not used. On them each stage is quantised, the fastest runtime that
+                keeps to fp32 is found for it, and its speed is measured. Without them the stages
+                stay in fp32.
+            quantise: whether to do so, or to use the rows to check the export alone.
+            runtime: see :meth:`from_pretrained`.
             on_stage: called with 1 after each stage that is done.
 
         Raises:
@@ -158,19 +137,24 @@ class Cascade:
             label_maps=label_maps or {},
             max_length=max_length,
             rows=rows,
+            quantise=quantise,
             on_stage=on_stage,
         )
         cascade = cls(Path(scratch.name), record, runtime)
         cascade._scratch = scratch
+        if rows is not None and quantise:
+            cascade.measure_speed(rows)
         return cascade
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], *, runtime: str = "onnx") -> Cascade:
+    def from_pretrained(cls, name: str | PathLike[str], *, runtime: str = AUTO) -> Cascade:
         """Load a saved cascade; every file is checked against its recorded hash.
 
         Args:
             name: a folder, or the name of a cascade on the Hugging Face hub.
-            runtime: engine to run the stages on: "onnx", "openvino" or "torch".
+            runtime: what runs transformers: "onnx", "openvino" or "torch" in fp32,
+                "openvino-bf16", "torch-bf16", or "openvino-int8" where the stages were quantised.
+                By default each stage runs on the one that was measured best for it.
 
         Raises:
             ArtifactError: not a cascade, another schema version, or a damaged file.
@@ -253,7 +237,9 @@ class Cascade:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of what decides the answers in this process."""
-        return runtime_versions(self._runtime)
+        return runtime_versions(
+            stage.runtime for stage in self.stages if isinstance(stage, TransformerStage)
+        )
 
     def with_thresholds(self, values: Sequence[float]) -> Cascade:
         """The same loaded stages under other thresholds; this cascade stays as it is."""
@@ -292,8 +278,8 @@ class Cascade:
             confidence: 1 minus the chance of a promise that does not hold; None asks for no
                 promise, and for the best thresholds on these very rows.
             seed: of the draw of the rows that propose.
-            cost: what a stage costs: "seconds" as measured in this call, or counted "flops" or
-                "layers".
+            cost: what a stage costs: "seconds" as measured by :meth:`measure_speed`, or if it was
+                not, in this call; or counted "flops" or "layers".
             score: name of the confidence score, see :mod:`cascadebert.deferral.confidence`.
             calibration: fit each stage's calibration on these rows first: "temperature",
                 "vector", "isotonic" or "none"; only without a promise. By default each keeps the
@@ -346,6 +332,7 @@ class Cascade:
                 for fitting, values in zip(fitted, logits, strict=True)
             ]
         costs = row_costs(runs, cost)
+        machine = self._machine_of(runs) if cost == "seconds" else None
         policy = choose_thresholds(
             logits,
             truth,
@@ -382,7 +369,7 @@ class Cascade:
         )
         self._record = dataclasses.replace(
             self._record,
-            cost={"kind": cost, "per_row": costs.mean(axis=0).tolist()},
+            cost={"kind": cost, "per_row": costs.mean(axis=0).tolist(), "machine": machine},
             certificate=certificate,
             data_fingerprint=held_out.fingerprint(),
         )
@@ -390,6 +377,27 @@ class Cascade:
         self._record = dataclasses.replace(self._record, certificate=certificate)
         self.policy = dataclasses.replace(policy, certificate=certificate)
         return certificate
+
+    def measure_speed(self, rows: Any, *, progress: Progress | None = None) -> None:
+        """Measure how fast each stage is on this machine, for batches and for tuning.
+
+        Takes some seconds a stage. The thresholds and what is promised of them stay.
+
+        Args:
+            rows: rows like those that the cascade is for; labels are not used.
+            progress: called with 1 after each stage that is done.
+        """
+        checked = as_rows(rows)
+        if not len(checked):
+            raise InputError("there are no rows to time the stages on; give some hundred")
+        stages = []
+        for stage in self.stages:
+            stages.append(stage.with_speed(measure_speed(stage, checked)))
+            if progress:
+                progress(1)
+        self.stages = tuple(stages)
+        records = tuple(stage.record for stage in stages)
+        self._record = dataclasses.replace(self._record, stages=records)
 
     def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:
         """Run every stage on every row, whatever the thresholds.
@@ -399,6 +407,19 @@ class Cascade:
             progress: as in :meth:`tune`.
         """
         return [stage.run_all(rows, progress=progress) for stage in self.stages]
+
+    def _machine_of(self, runs: Sequence[StageRun]) -> str:
+        """The machine that the seconds are of."""
+        here, machine = machine_name(), measured_on(runs)
+        if machine not in (None, here):
+            warnings.warn(
+                f"the seconds that the stages take were measured on another machine ({machine}) "
+                f"than this one ({here}); if the cascade is to run here, measure them again with "
+                "'cascadebert bench --calibrate', or Cascade.measure_speed",
+                CascadeWarning,
+                stacklevel=3,
+            )
+        return machine or here
 
     def replay(
         self,
@@ -510,12 +531,7 @@ class Cascade:
             self._predict_window(rows.slice(start, start + DEFAULT_WINDOW), progress)
             for start in range(0, max(len(rows), 1), DEFAULT_WINDOW)
         ]
-        return Prediction(
-            *(
-                np.concatenate([getattr(window, field.name) for window in windows])
-                for field in dataclasses.fields(Prediction)
-            )
-        )
+        return Prediction.joined(windows)
 
     def predict_iter(
         self,
@@ -562,45 +578,8 @@ class Cascade:
 
     def _predict_window(self, rows: Rows, progress: Progress | None) -> Prediction:
         self._warn_of_other_kind(rows)
-        routing, score, last = self._routing_to_run(), self.score, len(self.stages) - 1
-        answers = _Answers.none(len(rows), len(self.labels), len(self.stages))
-        skipped: list[NDArray[np.int64]] = []
-        pending = np.arange(len(rows))
-        for k in np.flatnonzero(routing.runs).tolist():
-            if k == last:
-                pending = np.sort(np.concatenate([pending, *skipped]))
-            if not len(pending):
-                continue
-            stage = self.stages[k]
-            tokens = stage.tokenize(rows if len(pending) == len(rows) else rows.take(pending))
-            # Of the stage right before, which these rows have come through if it was run.
-            neighbour = score.uses_previous and 0 < k < last and routing.runs[k - 1]
-            staying = []
-            for positions, logits in stage.run(tokens):
-                here = pending[positions]
-                confidence = score.score(logits, k, answers.logits[here] if neighbour else None)
-                answers.logits[here] = logits
-                answers.confidence[here] = confidence
-                answers.truncated[here] = tokens.truncated[positions]
-                answers.passed[here, k] = True
-                where = routing.decide(confidence, k, score)
-                staying.append(here[where == STAY])
-                skipped.append(here[where == SKIP])
-                answers.abstained[here[where == ABSTAIN]] = True
-                if progress:
-                    progress(int(((where == EXIT) | (where == ABSTAIN)).sum()))
-            pending = np.sort(np.concatenate(staying))
-        names = np.array([*self.labels, ""])
-        best = np.where(answers.abstained, len(self.labels), answers.logits.argmax(axis=1))
-        return Prediction(
-            labels=names[best],
-            probabilities=softmax(answers.logits),
-            stage=len(self.stages) - answers.passed[:, ::-1].argmax(axis=1),
-            confidence=score.shown(answers.confidence),
-            truncated=answers.truncated,
-            abstained=answers.abstained,
-            passed=answers.passed,
-        )
+        routing = self._routing_to_run()
+        return classify(rows, self.stages, self.labels, routing, self.score, progress)
 
     def _warn_of_other_kind(self, rows: Rows) -> None:
         paired = self.certificate.paired if self.certificate else None
@@ -624,27 +603,6 @@ class Cascade:
                 )
             return Thresholds.last_stage_alone(len(self.stages))
         return self.routing
-
-
-@dataclasses.dataclass
-class _Answers:
-    """What is known of the rows of one window so far; of each row from its latest stage."""
-
-    logits: NDArray[np.float32]
-    confidence: NDArray[np.float64]
-    truncated: NDArray[np.bool_]
-    abstained: NDArray[np.bool_]
-    passed: NDArray[np.bool_]
-
-    @classmethod
-    def none(cls, rows: int, classes: int, stages: int) -> _Answers:
-        return cls(
-            logits=np.zeros((rows, classes), dtype=np.float32),
-            confidence=np.zeros(rows),
-            truncated=np.zeros(rows, dtype=np.bool_),
-            abstained=np.zeros(rows, dtype=np.bool_),
-            passed=np.zeros((rows, stages), dtype=np.bool_),
-        )
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

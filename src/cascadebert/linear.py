@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from cascadebert.artifact import CONFIG_FILE, WEIGHTS_FILE, StageRecord
 from cascadebert.data import Rows
 from cascadebert.errors import ArtifactError, InputError
+from cascadebert.runtimes import AUTO
 from cascadebert.stage import Stage
 
 Keys = NDArray[np.uint64]
@@ -83,6 +84,27 @@ class NormalisedRows:
     pairs: list[str] | None
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+
+    def take(self, positions: Positions) -> NormalisedRows:
+        """Some of the rows."""
+        index = positions.tolist()
+        return NormalisedRows(
+            [self.texts[i] for i in index],
+            self.pairs and [self.pairs[i] for i in index],
+            self.lengths[positions],
+            self.truncated[positions],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[NormalisedRows]) -> NormalisedRows:
+        """All rows of several such as one; there must be one at least."""
+        pairs = [pair for part in parts for pair in part.pairs or ()]
+        return NormalisedRows(
+            [text for part in parts for text in part.texts],
+            None if parts[0].pairs is None else pairs,
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -277,12 +299,14 @@ class LinearModel:
 class LinearStage(Stage):
     """A stage whose classifier is a :class:`LinearModel`."""
 
+    runtime = "numpy"
+
     def __init__(
         self,
         folder: Path,
         record: StageRecord,
         labels: Sequence[str],
-        runtime: str = "onnx",  # noqa: ARG002
+        runtime: str = AUTO,  # noqa: ARG002
     ) -> None:
         super().__init__(folder, record, labels)
         config = _read_config(folder / CONFIG_FILE)
@@ -295,6 +319,10 @@ class LinearStage(Stage):
             _CHARACTERS_A_CHUNK,
             _CELLS_A_CHUNK // (tensors["weights"].shape[1] * NGRAMS_A_CHARACTER),
         )
+
+    @property
+    def reading(self) -> object:
+        return ("linear", self.record.max_length)
 
     def tokenize(self, rows: Rows) -> NormalisedRows:
         """Rows in lower case, cut at the stage's maximum length in characters.
@@ -310,7 +338,11 @@ class LinearStage(Stage):
             )
         return normalise(rows, self.record.max_length)
 
-    def run(self, tokens: Any) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
+    def run(
+        self,
+        tokens: Any,
+        token_budget: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
         """Run rows, some hundred thousand characters at a time; see :meth:`Stage.run`."""
         start, characters = 0, 0
         for i, length in enumerate(tokens.lengths.tolist()):

@@ -8,6 +8,7 @@ import importlib
 import re
 import time
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from cascadebert.artifact import TOKENIZER_FILE, StageCost, StageRecord
-from cascadebert.batching import DEFAULT_TOKEN_BUDGET, pad, token_batches
+from cascadebert.artifact import TOKENIZER_FILE, StageCost, StageRecord, StageSpeed
+from cascadebert.batching import DEFAULT_TOKEN_BUDGET, token_batches, widths
 from cascadebert.data import Rows
 from cascadebert.deferral.calibration import Calibration
 from cascadebert.errors import ArtifactError, CascadeError, LabelMismatchError
-from cascadebert.runtimes import load_runtime
+from cascadebert.runtimes import AUTO, load_runtime, runtime_for
 
 # Encodings are large until they are cut down to ids, so few are alive at a time.
 _ROWS_PER_TOKENIZER_CALL = 512
@@ -50,20 +51,72 @@ class ReadRows(Protocol):
     @property
     def truncated(self) -> NDArray[np.bool_]: ...
 
+    def take(self, positions: NDArray[np.int64]) -> ReadRows:
+        """Some of the rows."""
+        ...
+
+    @classmethod
+    def joined(cls, parts: Sequence[Any]) -> ReadRows:
+        """All rows of several such as one; there must be one at least."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenizedRows:
     """Rows as a transformer reads them.
 
     Attributes:
-        columns: for each model input one int32 array of ids a row.
+        columns: for each model input the ids of all rows on end, int32.
+        starts: where each row begins there, int64 of shape (rows,).
         lengths: tokens of each row, int64 of shape (rows,).
         truncated: rows that were longer than the stage reads, bool of shape (rows,).
     """
 
-    columns: Mapping[str, list[NDArray[np.int32]]]
+    columns: Mapping[str, NDArray[np.int32]]
+    starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+
+    def take(self, positions: NDArray[np.int64]) -> TokenizedRows:
+        """Some of the rows; the ids are not copied."""
+        return TokenizedRows(
+            self.columns, self.starts[positions], self.lengths[positions], self.truncated[positions]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenizedRows]) -> TokenizedRows:
+        """All rows of several such as one; there must be one at least."""
+        sizes = [len(part.columns["input_ids"]) for part in parts]
+        rows = [len(part.lengths) for part in parts]
+        before: NDArray[np.int64] = np.repeat(np.cumsum(sizes) - sizes, rows)
+        return TokenizedRows(
+            {
+                name: np.concatenate([part.columns[name] for part in parts])
+                for name in parts[0].columns
+            },
+            before + np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+    def batch(
+        self, positions: NDArray[np.int64], padding: Mapping[str, int]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Rows of one width as a model takes them, each of shape (rows, width).
+
+        Args:
+            positions: rows whose :func:`~cascadebert.batching.widths` are the same.
+            padding: for each column the id that fills rows up on the right.
+        """
+        lengths = self.lengths[positions][:, None]
+        place = np.arange(widths(lengths).max())
+        inside = place < lengths
+        index = np.where(inside, self.starts[positions][:, None] + place, 0)
+        batch = {
+            name: np.where(inside, ids[index], padding[name]).astype(np.int64)
+            for name, ids in self.columns.items()
+        }
+        return {**batch, "attention_mask": inside.astype(np.int64)}
 
 
 @dataclass(frozen=True)
@@ -80,21 +133,35 @@ class StageRun:
     lengths: NDArray[np.int64]
     seconds: float
     cost: StageCost
-
-    def costs(self, kind: str) -> NDArray[np.float64]:
-        """What each row costs in this stage, float64 of shape (rows,).
-
-        "seconds" are the measured time, shared out by the operations that each row takes.
-        """
-        if kind == "layers":
-            return np.full(len(self.lengths), float(self.cost.layers))
-        flops = self.cost.row_flops(self.lengths)
-        return flops if kind == "flops" else flops * (self.seconds / flops.sum())
+    speed: StageSpeed | None
 
 
 def row_costs(runs: Sequence[StageRun], kind: str) -> NDArray[np.float64]:
-    """What each row costs in each stage, float64 of shape (rows, stages)."""
-    return np.stack([run.costs(kind) for run in runs], axis=1)
+    """What each row costs in each stage, float64 of shape (rows, stages).
+
+    Args:
+        runs: of all stages on the same rows.
+        kind: "flops" and "layers" are counted. "seconds" are those of rows of such lengths as
+            measured before, or, where one of the stages has not been measured, the time that each
+            took here, shared out by the operations of each row.
+    """
+    if kind == "layers":
+        costs = [np.full(len(run.lengths), float(run.cost.layers)) for run in runs]
+    elif kind == "seconds" and measured_on(runs) is not None:
+        costs = [run.speed.row_seconds(run.lengths) for run in runs if run.speed]
+    else:
+        costs = [run.cost.row_flops(run.lengths) for run in runs]
+        if kind == "seconds":
+            costs = [
+                flops * (run.seconds / flops.sum()) for run, flops in zip(runs, costs, strict=True)
+            ]
+    return np.stack(costs, axis=1)
+
+
+def measured_on(runs: Sequence[StageRun]) -> str | None:
+    """The machine on which the speed of all stages was measured; None if it was not."""
+    machines = {run.speed.machine if run.speed else None for run in runs}
+    return machines.pop() if len(machines) == 1 else None
 
 
 class Stage(ABC):
@@ -111,26 +178,53 @@ class Stage(ABC):
         self.record = record
         self._columns = [record.labels.index(label) for label in labels]
 
+    runtime: str
+    """What runs it."""
+
+    token_budgets: tuple[int, ...] = ()
+    """Sizes of batches, in tokens, of which the best depends on the machine; small to large."""
+
     @property
     def name(self) -> str:
         return self.record.name
 
+    @property
+    @abstractmethod
+    def reading(self) -> object:
+        """Equal for stages whose :meth:`tokenize` gives the same."""
+
     def with_calibration(self, calibration: Calibration | None) -> Stage:
         """The same loaded stage under another calibration."""
+        return self._with_record(dataclasses.replace(self.record, calibration=calibration))
+
+    def with_speed(self, speed: StageSpeed) -> Stage:
+        """The same loaded stage, as fast as was measured."""
+        return self._with_record(dataclasses.replace(self.record, speed=speed))
+
+    def _with_record(self, record: StageRecord) -> Stage:
         other = copy.copy(self)
-        other.record = dataclasses.replace(self.record, calibration=calibration)
+        other.record = record
         return other
 
     @abstractmethod
     def tokenize(self, rows: Rows) -> ReadRows:
         """Rows as the stage reads them, cut at its maximum length."""
 
+    @property
+    def speed(self) -> StageSpeed | None:
+        """How fast it is with the runtime that it has here, where that was measured."""
+        speed = self.record.speed
+        return speed if speed and speed.runtime == self.runtime else None
+
     @abstractmethod
-    def run(self, tokens: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def run(
+        self, tokens: Any, token_budget: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Run rows batch by batch.
 
         Args:
             tokens: what :meth:`tokenize` of this stage gave.
+            token_budget: tokens in a batch, of a transformer; by default what was measured best.
 
         Yields:
             Positions in ``tokens`` of the batch's rows, int64 of shape (batch,), and their
@@ -157,7 +251,7 @@ class Stage(ABC):
             if progress:
                 progress(len(positions))
         seconds = time.perf_counter() - start
-        return StageRun(logits, tokens.lengths, seconds, self.record.cost)
+        return StageRun(logits, tokens.lengths, seconds, self.record.cost, self.speed)
 
     def finish(
         self, logits: NDArray[np.float32], positions: NDArray[np.int64]
@@ -179,7 +273,7 @@ class Stage(ABC):
 
 
 def load_stage(
-    folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = "onnx"
+    folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = AUTO
 ) -> Stage:
     """Load a stage of the kind that its record names.
 
@@ -187,7 +281,8 @@ def load_stage(
         folder: the stage's folder.
         record: what ``cascade.json`` says of it.
         labels: the cascade's label names.
-        runtime: engine for transformers, see :data:`cascadebert.runtimes.RUNTIMES`.
+        runtime: of transformers, a name in :data:`cascadebert.runtimes.RUNTIMES`, or "auto" for
+            the one that the record names.
     """
     module, attribute = STAGE_KINDS[record.kind]
     make = getattr(importlib.import_module(module), attribute)
@@ -195,47 +290,64 @@ def load_stage(
 
 
 class TransformerStage(Stage):
-    """A stage whose classifier is an encoder run by one of the runtimes."""
+    """A stage whose classifier is an encoder run by one of the runtimes.
+
+    Attributes:
+        padding: for each of the model's inputs the id that fills rows up.
+    """
+
+    token_budgets = (512, 1024, 2048, 4096)
 
     def __init__(
-        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = "onnx"
+        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = AUTO
     ) -> None:
         super().__init__(folder, record, labels)
-        self._padding = {"input_ids": record.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+        self.padding = {"input_ids": record.pad_token_id, "token_type_ids": 0}
         self._tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, record)
-        self._runtime = load_runtime(runtime, folder)
+        self.runtime = runtime_for(runtime, record.runtime, record.name)
+        self._runtime = load_runtime(self.runtime, folder)
+
+    @property
+    def reading(self) -> object:
+        record = self.record
+        tokenizer = record.files[TOKENIZER_FILE]
+        return (tokenizer, record.inputs, record.max_length, record.truncation_side)
 
     def tokenize(self, rows: Rows) -> TokenizedRows:
         """Encode rows with the stage's own tokenizer, cut at the stage's maximum length."""
-        needed = [name for name in self.record.inputs if name != "attention_mask"]
-        columns: dict[str, list[NDArray[np.int32]]] = {name: [] for name in needed}
+        columns = {"input_ids": array("i"), "token_type_ids": array("i")}
+        lengths = np.zeros(len(rows), dtype=np.int64)
         truncated = np.zeros(len(rows), dtype=np.bool_)
         for start, stop in _tokenizer_calls(rows):
             texts = rows.texts[start:stop]
             pairs = rows.pairs and rows.pairs[start:stop]
             batch = texts if pairs is None else list(zip(texts, pairs, strict=True))
             for i, encoding in enumerate(self._tokenizer.encode_batch_fast(batch), start):
-                columns["input_ids"].append(np.array(encoding.ids, dtype=np.int32))
-                if "token_type_ids" in columns:
-                    columns["token_type_ids"].append(np.array(encoding.type_ids, dtype=np.int32))
-                full = len(encoding) >= self.record.max_length
+                columns["input_ids"].extend(encoding.ids)
+                if "token_type_ids" in self.record.inputs:
+                    columns["token_type_ids"].extend(encoding.type_ids)
+                lengths[i] = len(encoding)
+                full = lengths[i] >= self.record.max_length
                 truncated[i] = full and bool(encoding.overflowing)
-        lengths = np.array([len(ids) for ids in columns["input_ids"]], dtype=np.int64)
-        return TokenizedRows(columns, lengths, truncated)
+        needed = [name for name in self.record.inputs if name != "attention_mask"]
+        ids = {name: np.frombuffer(columns[name], dtype=np.int32) for name in needed}
+        return TokenizedRows(ids, lengths.cumsum() - lengths, lengths, truncated)
 
     def run(
-        self, tokens: TokenizedRows, token_budget: int = DEFAULT_TOKEN_BUDGET
+        self, tokens: TokenizedRows, token_budget: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Run rows batch by batch; see :meth:`Stage.run`."""
-        for positions in token_batches(tokens.lengths, token_budget):
-            batch = pad(
-                {name: [rows[i] for i in positions] for name, rows in tokens.columns.items()},
-                self._padding,
-            )
-            lengths = tokens.lengths[positions]
-            width = batch["input_ids"].shape[1]
-            batch["attention_mask"] = (np.arange(width) < lengths[:, None]).astype(np.int64)
-            yield positions, self.finish(self._runtime(batch), positions)
+        """Run rows of one width together; see :meth:`Stage.run`."""
+        measured = self.speed.token_budget if self.speed else None
+        budget = token_budget or measured or DEFAULT_TOKEN_BUDGET
+        begun = None
+        for positions in token_batches(tokens.lengths, budget):
+            wait = self._runtime(tokens.batch(positions, self.padding))
+            # One batch is always under way while the one before is dealt with.
+            if begun:
+                yield begun[0], self.finish(begun[1](), begun[0])
+            begun = positions, wait
+        if begun:
+            yield begun[0], self.finish(begun[1](), begun[0])
 
 
 def _tokenizer_calls(rows: Rows) -> Iterator[tuple[int, int]]:

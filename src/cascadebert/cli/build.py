@@ -35,18 +35,26 @@ def build(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows on which each export is checked, beside the built-in ones."),
+        typer.Option(
+            help="Rows such as the cascade will see, best those that the stages were trained on: "
+            "they are quantised and timed on them."
+        ),
     ] = None,
+    quantise: Annotated[
+        bool, typer.Option(help="Whether to run stages in int8 or bfloat16 where that is as good.")
+    ] = True,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,
 ) -> None:
     """Make one cascade of fine-tuned checkpoints, small to large.
 
-    Each is exported to ONNX and checked against torch. Labels are matched by name.
+    Each is exported to ONNX and checked against torch. Labels are matched by name. With --data each
+    stage runs on the engine and in the precision that were measured fastest while its answers stay
+    those of fp32.
 
     [bold]Examples[/]
 
-    cascadebert build ./small ./large --output my-cascade
+    cascadebert build ./small ./large --output my-cascade --data train.jsonl
 
     cascadebert build ./small ./large --output my-cascade --map-labels '1:LABEL_0=neg,LABEL_1=pos'
     """
@@ -58,7 +66,12 @@ def build(
     rows = read_rows(data, console.columns(text_column, text_pair_column)) if data else None
     with console.progress_bar("exporting", len(checkpoints), "stages") as progress:
         cascade = Cascade.from_stages(
-            checkpoints, label_maps=label_maps, max_length=max_length, rows=rows, on_stage=progress
+            checkpoints,
+            label_maps=label_maps,
+            max_length=max_length,
+            rows=rows,
+            quantise=quantise,
+            on_stage=progress,
         )
         cascade.save_pretrained(output)
     for number, stage in enumerate(cascade.stages, start=1):

@@ -19,6 +19,7 @@ from cascadebert.evaluation.check import (
     needs_labels,
 )
 from cascadebert.files import Columns
+from cascadebert.runtimes import AUTO
 
 _LEAST_LEVEL = 0.002
 
@@ -33,7 +34,7 @@ def check(
         float, typer.Option(help="Chance of a false alarm on rows like the certificate's.")
     ] = DEFAULT_LEVEL,
     seed: Annotated[int, typer.Option(min=0, help="Of the permutations.")] = 0,
-    runtime: console.RuntimeName = "onnx",
+    runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,

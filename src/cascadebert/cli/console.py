@@ -50,7 +50,14 @@ GroupColumnName = Annotated[
         help="Column naming rows that depend on one another; one of each group certifies.",
     ),
 ]
-RuntimeName = Annotated[str, typer.Option("--runtime", help="Engine: onnx, openvino or torch.")]
+RuntimeName = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="What runs transformers: onnx, openvino or torch in fp32, openvino-bf16, torch-bf16, "
+        "openvino-int8 (quantised), or auto, the one that was measured best for each stage.",
+    ),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write the result to this file as JSON.")
 ]

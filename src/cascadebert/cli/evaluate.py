@@ -11,6 +11,7 @@ from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.evaluation.evaluate import Evaluation, StageEvaluation
 from cascadebert.evaluation.evaluate import evaluate as run_evaluation
+from cascadebert.runtimes import AUTO
 
 
 def evaluate(
@@ -19,7 +20,7 @@ def evaluate(
     repeats: Annotated[
         int, typer.Option(min=1, help="How often cascade and last stage are timed, in turn.")
     ] = 1,
-    runtime: console.RuntimeName = "onnx",
+    runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cascadebert.cascade import DEFAULT_WINDOW, Cascade, Prediction, batched
+from cascadebert.cascade import DEFAULT_WINDOW, Cascade, batched
 from cascadebert.cli import console
 from cascadebert.errors import InputError
 from cascadebert.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
 from cascadebert.formats import STANDARD_STREAM, RowWriter, checked_format, parquet_types
+from cascadebert.runtimes import AUTO
+from cascadebert.scheduler import Prediction
 
 _RESULT = ("row", "label", "stage", "confidence", "abstained")
 
@@ -62,7 +64,7 @@ def predict(
     output_format: Annotated[
         str | None, typer.Option(help="csv, tsv, jsonl or parquet.", show_default="by suffix")
     ] = None,
-    runtime: console.RuntimeName = "onnx",
+    runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,

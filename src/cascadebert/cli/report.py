@@ -12,6 +12,7 @@ from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.errors import InputError
 from cascadebert.evaluation.report import write_report
+from cascadebert.runtimes import AUTO
 
 
 def report(
@@ -23,7 +24,7 @@ def report(
         Path | None,
         typer.Option(help="Write the page to this file.", show_default="DIR/report/report.html"),
     ] = None,
-    runtime: console.RuntimeName = "onnx",
+    runtime: console.RuntimeName = AUTO,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,
     label_column: console.LabelColumnName = "label",

@@ -128,6 +128,10 @@ def train(
     calibration: Annotated[
         CalibrationKind, typer.Option(help="Of every stage.", rich_help_panel=_LOSS)
     ] = CalibrationKind.temperature,
+    quantise: Annotated[
+        bool,
+        typer.Option(help="Whether to run stages in int8 or bfloat16 where that is as good."),
+    ] = True,
     epochs: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +244,7 @@ def train(
         difficulty=difficulty.value,
         paired_batches=paired_batches,
         calibration=calibration.value,
+        quantise=quantise,
         max_length=max_length,
         stage_arguments={
             number: common

@@ -29,6 +29,7 @@ from cascadebert.deferral.targets import (
     Target,
 )
 from cascadebert.errors import InputError
+from cascadebert.runtimes import AUTO
 
 _OF_NUMBERS: dict[str, Callable[[float], Target]] = {
     "max_drop": MaxDrop,
@@ -105,7 +106,7 @@ def tune(
         Path | None,
         typer.Option(help="Save the tuned cascade here.", show_default="in DIR itself"),
     ] = None,
-    runtime: console.RuntimeName = "onnx",
+    runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,

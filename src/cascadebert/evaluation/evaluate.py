@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.cascade import Cascade, Prediction
+from cascadebert.cascade import Cascade
 from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import logit
 from cascadebert.deferral.cost import speedup
@@ -26,6 +26,7 @@ from cascadebert.evaluation.metrics import (
     matthews_correlation,
     nll,
 )
+from cascadebert.scheduler import Prediction
 
 _WARM_UP_ROWS = 8
 # A probability of 0 would make the mean log-likelihood infinite, which JSON cannot hold.

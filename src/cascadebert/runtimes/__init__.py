@@ -8,55 +8,117 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import InputError
+from cascadebert.errors import CascadeWarning, InputError
 
-RUNTIMES = {
-    "onnx": ("cascadebert.runtimes.onnx", "OnnxRuntime", "onnxruntime"),
-    "openvino": ("cascadebert.runtimes.openvino", "OpenVinoRuntime", "openvino"),
-    "torch": ("cascadebert.runtimes.torch", "TorchRuntime", "torch"),
+FP32, BF16, INT8 = "fp32", "bf16", "int8"
+AUTO = "auto"
+"""Each stage on the runtime that was measured best when it was exported."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a stage's model.
+
+    Attributes:
+        module, attribute: where its class is.
+        package: what does the work.
+        precisions: numbers that it can calculate with.
+    """
+
+    module: str
+    attribute: str
+    package: str
+    precisions: tuple[str, ...]
+
+
+ENGINES = {
+    "onnx": Engine("cascadebert.runtimes.onnx", "OnnxRuntime", "onnxruntime", (FP32,)),
+    "openvino": Engine(
+        "cascadebert.runtimes.openvino", "OpenVinoRuntime", "openvino", (FP32, BF16, INT8)
+    ),
+    "torch": Engine("cascadebert.runtimes.torch", "TorchRuntime", "torch", (FP32, BF16)),
 }
-"""By name: module, class, and the package that does the work."""
+RUNTIMES = {
+    name if precision == FP32 else f"{name}-{precision}": (engine, precision)
+    for name, engine in ENGINES.items()
+    for precision in engine.precisions
+}
+"""By name: an engine, and the numbers that it calculates with ("openvino-int8")."""
 
 
 class Runtime(Protocol):
     """One loaded model."""
 
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Run one padded batch.
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
+        """Begin one batch.
 
         Args:
             batch: ``input_ids``, ``attention_mask`` and, for models that take them,
                 ``token_type_ids``, each int64 of shape (rows, tokens).
 
         Returns:
-            Logits, float32 of shape (rows, classes), in the model's own label order.
+            What waits for its end and gives the logits, float32 of shape (rows, classes), in the
+            model's own label order. Another batch may be begun before it is called.
         """
         ...
 
 
-def runtime_versions(name: str) -> dict[str, str]:
-    """Versions of what decides a stage's answers when this runtime runs it."""
-    package = RUNTIMES[name][2]
-    names = ("cascadebert", "tokenizers", package)
-    return {"runtime": name} | {known: importlib.metadata.version(known) for known in names}
+def runtime_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of what decides the answers of stages that these runtimes run, one name a stage."""
+    runtimes = list(names)
+    packages = {RUNTIMES[name][0].package for name in runtimes}
+    shown = ("cascadebert", "tokenizers", *sorted(packages))
+    together = " ".join(dict.fromkeys(runtimes)) or "none"
+    return {"runtime": together} | {name: importlib.metadata.version(name) for name in shown}
+
+
+def runtime_for(chosen: str, best: str, stage: str) -> str:
+    """The runtime that a stage is to be run by.
+
+    Args:
+        chosen: a name in :data:`RUNTIMES`, or "auto" for ``best``, or where its engine is not
+            installed, for "onnx", with a warning.
+        best: what the stage was measured best with.
+        stage: name of the stage, for the warning.
+
+    Raises:
+        InputError: no runtime has the name that was chosen.
+    """
+    if chosen != AUTO:
+        if chosen not in RUNTIMES:
+            names = ", ".join((AUTO, *RUNTIMES))
+            raise InputError(f"no runtime is called {chosen!r}; there are {names}")
+        return chosen
+    package = RUNTIMES[best][0].package
+    if importlib.util.find_spec(package) is not None:
+        return best
+    warnings.warn(
+        f"stage '{stage}' was measured best with {best}, and {package} is not installed: it runs "
+        f"in fp32 on ONNX Runtime, slower and not bit for bit alike; pip install {package}, or "
+        "choose the runtime 'onnx' yourself",
+        CascadeWarning,
+        stacklevel=2,
+    )
+    return "onnx"
 
 
 def load_runtime(name: str, folder: Path) -> Runtime:
     """Load the model in ``folder`` with the runtime called ``name``.
 
     Raises:
-        InputError: no runtime has this name.
         ArtifactError: the model's files cannot be read.
         MissingDependencyError: the runtime's package is not installed.
     """
-    if name not in RUNTIMES:
-        raise InputError(f"no runtime is called {name!r}; there are {', '.join(RUNTIMES)}")
-    module, attribute, _ = RUNTIMES[name]
-    return cast(Runtime, getattr(importlib.import_module(module), attribute)(folder))
+    engine, precision = RUNTIMES[name]
+    module = importlib.import_module(engine.module)
+    return cast(Runtime, getattr(module, engine.attribute)(folder, precision))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cascadebert.artifact import MODEL_FILE
 from cascadebert.errors import ArtifactError
+from cascadebert.machine import usable_cores
 
 _ERRORS_ONLY = 3
 
@@ -18,8 +19,9 @@ _ERRORS_ONLY = 3
 class OnnxRuntime:
     """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, precision: str) -> None:  # noqa: ARG002
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = usable_cores()
         options.log_severity_level = _ERRORS_ONLY
         # Batches come in many shapes: an arena would grow with each new one and give nothing back.
         options.enable_mem_pattern = False
@@ -36,7 +38,7 @@ class OnnxRuntime:
             ) from error
         self._inputs = [value.name for value in self._session.get_inputs()]
 
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
         logits: NDArray[np.float32]
         (logits,) = self._session.run(None, {name: batch[name] for name in self._inputs})
-        return logits
+        return lambda: logits

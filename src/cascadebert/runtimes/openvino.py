@@ -1,15 +1,17 @@
-"""OpenVINO on the CPU, in fp32."""
+"""OpenVINO on the CPU, in fp32, bfloat16 or int8."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import MODEL_FILE
+from cascadebert.artifact import INT8_FILES, MODEL_FILE
 from cascadebert.errors import ArtifactError, MissingDependencyError
+from cascadebert.machine import usable_cores
+from cascadebert.runtimes import FP32, INT8
 
 try:
     import openvino
@@ -17,28 +19,39 @@ except ModuleNotFoundError as error:
     missing = error.name or "openvino"
     raise MissingDependencyError(missing, "the runtime 'openvino'", "openvino") from None
 
-# One batch at a time on all cores, in fp32 throughout.
-_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-
 
 class OpenVinoRuntime:
-    """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it."""
+    """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it, or the int8 model.
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / MODEL_FILE
+    What is not quantised in the int8 model is calculated in bfloat16.
+    """
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        path = folder / (INT8_FILES[0] if precision == INT8 else MODEL_FILE)
+        if not path.is_file():
+            raise ArtifactError(
+                f"{path}: missing, this stage has not been quantised; build the cascade again with "
+                "--data and some hundred rows, or run it with another runtime"
+            )
+        settings = {
+            # One batch at a time on all cores.
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": usable_cores(),
+            "INFERENCE_PRECISION_HINT": "f32" if precision == FP32 else "bf16",
+        }
         try:
-            model = openvino.Core().compile_model(path, "CPU", _SETTINGS)
+            model = openvino.Core().compile_model(path, "CPU", settings)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
             raise ArtifactError(
-                f"{path}: OpenVINO cannot load it ({reason}); run it with another engine, or "
+                f"{path}: OpenVINO cannot load it ({reason}); run it with another runtime, or "
                 "build the cascade again"
             ) from error
         self._inputs = [value.any_name for value in model.inputs]
         self._request = model.create_infer_request()
 
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
         inputs = {name: batch[name] for name in self._inputs}
         # The request keeps its output buffer, and fills it again with the next batch.
         logits: NDArray[np.float32] = self._request.infer(inputs, share_inputs=True)[0].copy()
-        return logits
+        return lambda: logits

@@ -1,14 +1,15 @@
-"""PyTorch with the checkpoint's own modelling code, in fp32."""
+"""PyTorch with the checkpoint's own modelling code, in fp32 or bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.errors import MissingDependencyError
+from cascadebert.runtimes import BF16
 
 try:
     import torch
@@ -20,19 +21,33 @@ except ModuleNotFoundError as error:
 
 
 class TorchRuntime:
-    """Runs ``model.safetensors`` on the machine's accelerator, or else on the CPU."""
+    """Runs ``model.safetensors`` on the machine's accelerator, or else on the CPU.
 
-    def __init__(self, folder: Path) -> None:
+    On an accelerator a batch is begun without waiting for the one before, so that it has work
+    while the host reads the logits and puts the next batch together.
+    """
+
+    def __init__(self, folder: Path, precision: str) -> None:
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         with quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                folder,
+                dtype=torch.bfloat16 if precision == BF16 else torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
             )
         self._model = model.eval().to(self.device)
 
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        tensors = {name: torch.from_numpy(ids).to(self.device) for name, ids in batch.items()}
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
+        tensors = {
+            name: torch.from_numpy(ids).to(self.device, non_blocking=True)
+            for name, ids in batch.items()
+        }
         with torch.inference_mode():
-            logits = self._model(**tensors).logits
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
+            logits = self._model(**tensors).logits.float()
+
+        def wait() -> NDArray[np.float32]:
+            result: NDArray[np.float32] = logits.cpu().numpy()
+            return result
+
+        return wait

@@ -46,9 +46,11 @@ from cascadebert.training.checkpoints import (
 )
 from cascadebert.training.linear import export_linear, is_linear, linear_labels
 from cascadebert.training.logs import quiet
+from cascadebert.training.quantisation import with_best_runtime
 
 LOGIT_TOLERANCE = 1e-4
 _LONGEST_PROBE = 1024
+_MOST_PROBES = 256
 _TYPICAL_TOKENS = 32
 _VERSIONS = ("cascadebert", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
@@ -73,6 +75,7 @@ def export_cascade(
     label_maps: Mapping[int, Mapping[str, str]],
     max_length: int | None,
     rows: Rows | None,
+    quantise: bool,
     on_stage: Callable[[int], object] | None,
 ) -> CascadeRecord:
     """Export checkpoints, small to large, below ``folder``; see ``Cascade.from_stages``."""
@@ -103,6 +106,8 @@ def export_cascade(
             max_length=max_length,
             rows=rows,
         )
+        if quantise and rows is not None and stage.kind == "transformer":
+            stage = with_best_runtime(stage, folder / place, rows)
         stages.append(dataclasses.replace(stage, folder=place))
         if on_stage:
             on_stage(1)
@@ -171,7 +176,8 @@ def export_stage(
         name: the stage's name in the cascade.
         label_map: new names for the checkpoint's labels, old to new.
         max_length: tokens a row is truncated at; by default what model and tokenizer allow.
-        rows: rows on which torch and ONNX Runtime are compared, beside the built-in ones.
+        rows: rows on the first of which torch and ONNX Runtime are compared, beside the built-in
+            ones.
 
     Returns:
         The stage's record; ``folder`` is left empty for the caller.
@@ -205,12 +211,11 @@ def export_stage(
         max_length=max_length,
         pad_token_id=int(tokenizer.pad_token_id or 0),
         truncation_side=tokenizer.truncation_side,
-        precision="fp32",
         cost=model_cost(model, inputs),
         files=hash_files(output),
         trained_on=getattr(model.config, "trained_on", None),
     )
-    for probe in (PROBE_ROWS, PROBE_PAIRS, rows):
+    for probe in (PROBE_ROWS, PROBE_PAIRS, rows and rows.slice(0, _MOST_PROBES)):
         if probe is not None:
             _check_same_logits(record, output, probe)
     return record

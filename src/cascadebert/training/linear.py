@@ -173,7 +173,6 @@ def linear_record(folder: Path, name: str) -> StageRecord:
         max_length=config["max_length"],
         pad_token_id=0,
         truncation_side="right",
-        precision="fp32",
         cost=_cost(folder, len(labels)),
         files=hash_files(folder),
         kind="linear",

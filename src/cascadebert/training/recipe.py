@@ -28,6 +28,7 @@ class Recipe:
         paired_batches: whether every batch of a stage with "dar" gets a pair.
         calibration: of every stage, on the validation rows: "temperature", "vector",
             "isotonic" or "none".
+        quantise: whether stages may run in int8 or bfloat16, where answers stay those of fp32.
         max_length: tokens at which every transformer truncates, or fewer if it reads fewer.
         stage_arguments: ``TrainingArguments`` of single stages, by number from 1.
 
@@ -41,6 +42,7 @@ class Recipe:
     difficulty: str = "graded"
     paired_batches: bool = False
     calibration: str = "temperature"
+    quantise: bool = True
     max_length: int = 128
     stage_arguments: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -144,7 +144,10 @@ class CascadeTrainer:
             stages = [*self._smaller, self._last]
             self._tell("exporting the stages", 1.0)
             cascade = Cascade.from_stages(
-                [stage.folder for stage in stages], names=[stage.source.name for stage in stages]
+                [stage.folder for stage in stages],
+                names=[stage.source.name for stage in stages],
+                rows=self._job.train,
+                quantise=self._recipe.quantise,
             )
             self._tell("calibrating and tuning", 1.0)
             cascade.tune(
