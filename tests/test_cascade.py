@@ -341,7 +341,7 @@ def test_tuning_with_each_score_replays_as_it_runs(saved: Path, tmp_path: Path, 
     again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "cascade"))
     out = again.predict(texts)
     # A learned score is judged by models that have not seen the row, and then fitted on all rows.
-    tolerance = 0.15 if score == "learned" else 0.02
+    tolerance = 0.25 if score == "learned" else 0.02
     np.testing.assert_allclose(
         np.bincount(out.stage - 1, minlength=3) / len(texts), found.exit_fractions, atol=tolerance
     )

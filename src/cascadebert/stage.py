@@ -133,7 +133,7 @@ class StageRun:
     lengths: NDArray[np.int64]
     seconds: float
     cost: StageCost
-    speed: StageSpeed | None
+    speed: StageSpeed | None = None
 
 
 def row_costs(runs: Sequence[StageRun], kind: str) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cascadebert.cli.bench import bench
 from cascadebert.cli.build import build
 from cascadebert.cli.check import check
 from cascadebert.cli.console import errors
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, build, tune, evaluate, predict, check, report):
+for command in (demo, train, build, tune, evaluate, bench, predict, check, report):
     app.command()(command)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import CascadeWarning, InputError
+from cascadebert.errors import CascadeWarning, InputError, MissingDependencyError
 
 FP32, BF16, INT8 = "fp32", "bf16", "int8"
 AUTO = "auto"
@@ -99,17 +98,17 @@ def runtime_for(chosen: str, best: str, stage: str) -> str:
             names = ", ".join((AUTO, *RUNTIMES))
             raise InputError(f"no runtime is called {chosen!r}; there are {names}")
         return chosen
-    package = RUNTIMES[best][0].package
-    if importlib.util.find_spec(package) is not None:
-        return best
-    warnings.warn(
-        f"stage '{stage}' was measured best with {best}, and {package} is not installed: it runs "
-        f"in fp32 on ONNX Runtime, slower and not bit for bit alike; pip install {package}, or "
-        "choose the runtime 'onnx' yourself",
-        CascadeWarning,
-        stacklevel=2,
-    )
-    return "onnx"
+    try:
+        importlib.import_module(RUNTIMES[best][0].module)
+    except MissingDependencyError as error:
+        warnings.warn(
+            f"stage '{stage}' was measured best with {best}; it runs in fp32 on ONNX Runtime, "
+            f"slower and not bit for bit the same ({error}; or choose the runtime 'onnx' yourself)",
+            CascadeWarning,
+            stacklevel=2,
+        )
+        return "onnx"
+    return best
 
 
 def load_runtime(name: str, folder: Path) -> Runtime:

@@ -43,7 +43,7 @@ def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRec
     """Quantise a stage, try every runtime on rows, and record the best.
 
     That is the fastest of those that keep to fp32: logits move by at most
-    :data:`MOST_LOGIT_ERROR`. The int8 model is kept only if it is the best.
+    :data:`MOST_LOGIT_ERROR`. The int8 model is kept in any case, for who asks for it.
 
     Args:
         record: of an exported transformer.
@@ -75,8 +75,6 @@ def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRec
         (trial for trial in trials if trial.logit_error <= MOST_LOGIT_ERROR),
         key=lambda trial: trial.rows_per_second,
     )
-    if best.runtime != "openvino-int8":
-        shutil.rmtree((folder / INT8_FILES[0]).parent)
     return dataclasses.replace(
         record, runtime=best.runtime, trials=tuple(trials), files=hash_files(folder)
     )
@@ -91,7 +89,9 @@ def logit_error(logits: NDArray[np.floating[Any]], reference: NDArray[np.floatin
     """
     moved = np.sqrt(np.square(logits - reference, dtype=np.float64).mean())
     spread = float(reference.std(dtype=np.float64))
-    return float(moved / spread) if spread else float(moved > 0)
+    if not moved:
+        return 0.0
+    return float(moved / spread) if spread else float("inf")
 
 
 def _load(folder: Path, record: StageRecord, runtime: str) -> TransformerStage:

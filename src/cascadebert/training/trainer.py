@@ -28,6 +28,7 @@ from cascadebert.training.checks import checked_rows, checked_stages
 from cascadebert.training.difficulty import Difficulty
 from cascadebert.training.distillation import refuse_other_width
 from cascadebert.training.parts import Parts, fingerprint, read_part
+from cascadebert.training.quantisation import FEWEST_ROWS
 from cascadebert.training.recipe import Recipe
 from cascadebert.training.stage_job import Job, StageJob, Task
 
@@ -143,11 +144,14 @@ class CascadeTrainer:
             self._keep_difficulties()
             stages = [*self._smaller, self._last]
             self._tell("exporting the stages", 1.0)
+            quantise = self._recipe.quantise and len(self._job.train) >= FEWEST_ROWS
+            if quantise != self._recipe.quantise:
+                logger.info("too few training rows to quantise on (%d)", len(self._job.train))
             cascade = Cascade.from_stages(
                 [stage.folder for stage in stages],
                 names=[stage.source.name for stage in stages],
                 rows=self._job.train,
-                quantise=self._recipe.quantise,
+                quantise=quantise,
             )
             self._tell("calibrating and tuning", 1.0)
             cascade.tune(

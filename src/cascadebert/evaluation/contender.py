@@ -1,0 +1,309 @@
+"""The process in which one contender of a benchmark runs, so that its memory is its own.
+
+    python -m cascadebert.evaluation.contender
+
+reads requests from standard input and answers each on standard output, one JSON object a line:
+
+- first the arguments of a :class:`Session`, which loads the rows and the contender:
+  ``{"seconds": to the first answer}``;
+- ``{"do": "run", "rows": N}`` classifies N of the rows: ``seconds``, ``labels`` and
+  ``compute_seconds``, and where ``"predict": true`` is asked, ``predicted_seconds`` and
+  ``predicted_on``;
+- ``{"do": "latency", "seconds": S}`` classifies rows one by one:
+  ``{"seconds": [one a row]}``.
+
+Every answer has ``peak_memory_mb`` and the ``warnings`` that are for the user; where the package
+refuses something, ``error`` and whether it is the ``input``. Whatever libraries print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadebert import artifact
+from cascadebert.artifact import CascadeRecord
+from cascadebert.cascade import Cascade
+from cascadebert.data import Rows
+from cascadebert.deferral.confidence import DEFAULT_SCORE
+from cascadebert.errors import CascadeError, CascadeWarning, InputError
+from cascadebert.machine import usable_cores
+from cascadebert.stage import Stage
+
+_STATUS = Path("/proc/self/status")
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+_MOST_SINGLE_ROWS, _LEAST_SINGLE_ROWS = 200, 10
+
+
+def evenly(rows: int, count: int) -> NDArray[np.int64]:
+    """Positions of ``count`` rows drawn evenly, ascending.
+
+    Those of a smaller count are among those of a larger one. Multiples of the golden ratio keep
+    clear of whatever period the rows may have, such as labels in turn.
+    """
+    places = np.arange(rows) * _GOLDEN_RATIO % 1
+    return np.sort(np.argsort(places, kind="stable")[:count])
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in 10**6 bytes."""
+    # On Linux ru_maxrss starts at what the process held that this one was forked from.
+    status = _STATUS.read_text() if _STATUS.exists() else ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    if found:
+        return int(found[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class Answers(NamedTuple):
+    """Of some rows: label names, empty for no answer.
+
+    Of a cascade also the stages that each row passed, bool of shape (rows, stages), and the
+    seconds within these stages.
+    """
+
+    labels: list[str]
+    passed: NDArray[np.bool_] | None = None
+    compute_seconds: float | None = None
+
+
+class Subject(Protocol):
+    """What is timed."""
+
+    def answer(self, rows: Rows) -> Answers: ...
+
+
+class _Stopwatch:
+    """Takes the time of the steps of stages."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on(self, stage: Stage) -> Stage:
+        """The same stage, its runs timed."""
+        timed = copy.copy(stage)
+        timed.run = functools.partial(self._steps, stage.run)  # type: ignore[method-assign]
+        return timed
+
+    def _steps(self, run: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+        steps = run(*arguments)
+        while True:
+            start = time.perf_counter()
+            step = next(steps, None)
+            self.seconds += time.perf_counter() - start
+            if step is None:
+                return
+            yield step
+
+
+class CascadeSubject:
+    """A saved cascade, or one of its stages alone with no other loaded.
+
+    Args:
+        folder: of the cascade.
+        stages: numbers of the stages, from 1: all, or one.
+        runtimes: what runs each of them.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[int], runtimes: Sequence[str]) -> None:
+        record = artifact.read_record(folder)
+        wanted = tuple(
+            dataclasses.replace(record.stages[number - 1], runtime=runtime)
+            for number, runtime in zip(stages, runtimes, strict=True)
+        )
+        artifact.check_files(folder, wanted)
+        whole = len(wanted) == len(record.stages)
+        record = dataclasses.replace(record if whole else _undecided(record), stages=wanted)
+        self._cascade = Cascade(folder, record)
+        self._stopwatch = _Stopwatch()
+        self._cascade.stages = tuple(map(self._stopwatch.on, self._cascade.stages))
+
+    def answer(self, rows: Rows) -> Answers:
+        self._stopwatch.seconds = 0.0
+        out = self._cascade.predict(rows)
+        return Answers(out.labels.tolist(), out.passed, self._stopwatch.seconds)
+
+    def predicted(self, rows: Rows, passed: NDArray[np.bool_]) -> dict[str, Any]:
+        """Seconds for these rows by the speeds that the stages were measured to have, and where.
+
+        None where a stage has not been measured with its runtime.
+        """
+        total = 0.0
+        machines = []
+        for k, stage in enumerate(self._cascade.stages):
+            if stage.speed is None:
+                return {"predicted_seconds": None, "predicted_on": None}
+            lengths = stage.tokenize(rows).lengths[passed[:, k]]
+            total += float(stage.speed.row_seconds(lengths).sum())
+            machines.append(stage.speed.machine)
+        return {
+            "predicted_seconds": total,
+            "predicted_on": " and ".join(dict.fromkeys(machines)),
+        }
+
+
+def _undecided(record: CascadeRecord) -> CascadeRecord:
+    """The cascade without what lies between its stages."""
+    return dataclasses.replace(
+        record,
+        score=DEFAULT_SCORE,
+        score_parameters=None,
+        thresholds=None,
+        skip_thresholds=(),
+        abstain_threshold=0.0,
+        cost=None,
+        certificate=None,
+        data_fingerprint=None,
+    )
+
+
+class PipelineSubject:
+    """A stage's checkpoint in transformers' own pipeline for text classification, in fp32.
+
+    Args:
+        folder: of the cascade.
+        number: of the stage, from 1.
+        batch_size: rows in a batch.
+    """
+
+    def __init__(self, folder: Path, number: int, batch_size: int) -> None:
+        import torch
+        from transformers import pipeline
+
+        torch.set_num_threads(usable_cores())
+        record = artifact.read_record(folder).stages[number - 1]
+        made = pipeline(
+            "text-classification",
+            model=str(folder / record.folder),
+            dtype=torch.float32,
+            model_kwargs={"local_files_only": True, "use_safetensors": True},
+        )
+        self._pipeline = cast(Any, made)
+        self._pipeline.tokenizer.truncation_side = record.truncation_side
+        own = self._pipeline.model.config.id2label
+        self._names = {own[i]: name for i, name in enumerate(record.labels)}
+        self._settings = {
+            "batch_size": batch_size,
+            "truncation": True,
+            "max_length": record.max_length,
+        }
+
+    def answer(self, rows: Rows) -> Answers:
+        inputs: list[Any] = list(rows.texts)
+        if rows.pairs is not None:
+            both = zip(inputs, rows.pairs, strict=True)
+            inputs = [{"text": text, "text_pair": pair} for text, pair in both]
+        answers = self._pipeline(inputs, **self._settings)
+        return Answers([self._names[answer["label"]] for answer in answers])
+
+
+def load(folder: Path, recipe: Mapping[str, Any]) -> Subject:
+    """Load what is to be timed.
+
+    Args:
+        folder: of a saved cascade.
+        recipe: the arguments of a :class:`PipelineSubject` or of a :class:`CascadeSubject`.
+    """
+    if "batch_size" in recipe:
+        return PipelineSubject(folder, **recipe)
+    return CascadeSubject(folder, **recipe)
+
+
+class Session:
+    """Rows and the contender that is timed on them.
+
+    Args:
+        folder: of the cascade.
+        rows: a file with the arguments of :class:`~cascadebert.Rows`, as JSON.
+        recipe: see :func:`load`.
+    """
+
+    def __init__(self, folder: str, rows: str, **recipe: Any) -> None:
+        self._rows = Rows(**json.loads(Path(rows).read_text(encoding="utf-8")))
+        start = time.perf_counter()
+        self._subject = load(Path(folder), recipe)
+        self._subject.answer(self._rows.slice(0, 1))
+        self.startup_seconds = time.perf_counter() - start
+
+    def run(self, rows: int, predict: bool = False) -> dict[str, Any]:
+        """So many of the rows at once."""
+        some = self._rows.take(evenly(len(self._rows), rows))
+        start = time.perf_counter()
+        answers = self._subject.answer(some)
+        reply: dict[str, Any] = {
+            "seconds": time.perf_counter() - start,
+            "labels": answers.labels,
+            "compute_seconds": answers.compute_seconds,
+        }
+        if predict and isinstance(self._subject, CascadeSubject) and answers.passed is not None:
+            reply |= self._subject.predicted(some, answers.passed)
+        return reply
+
+    def latency(self, seconds: float) -> dict[str, Any]:
+        """Rows one by one, for about so long."""
+        took = float(np.median(self._each(3)))
+        # All go twice: engines prepare for each new shape, which a service has behind it.
+        count = min(max(int(seconds / took / 2), _LEAST_SINGLE_ROWS), _MOST_SINGLE_ROWS)
+        self._each(count)
+        return {"seconds": self._each(count)}
+
+    def _each(self, count: int) -> list[float]:
+        """Seconds of each of so many rows."""
+        seconds = []
+        for i in evenly(len(self._rows), count).tolist():
+            row = self._rows.slice(i, i + 1)
+            start = time.perf_counter()
+            self._subject.answer(row)
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    # Whoever started this process ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    session: Session | None = None
+    reply: dict[str, Any]
+    for line in sys.stdin:
+        request = json.loads(line)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            try:
+                if session is None:
+                    session = Session(**request)
+                    reply = {"seconds": session.startup_seconds}
+                else:
+                    reply = _answer(session, **request)
+            except CascadeError as error:
+                reply = {"error": str(error), "input": isinstance(error, InputError)}
+        told = [str(w.message) for w in caught if issubclass(w.category, CascadeWarning)]
+        reply |= {"peak_memory_mb": peak_memory_mb(), "warnings": told}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _answer(session: Session, do: str, **values: Any) -> dict[str, Any]:
+    return session.run(**values) if do == "run" else session.latency(**values)
+
+
+if __name__ == "__main__":
+    main()
