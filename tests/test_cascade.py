@@ -136,7 +136,7 @@ def test_stage_that_lets_no_row_exit_is_not_run(
         raise AssertionError("stage 1 was run")
 
     tuned = cascade.with_thresholds((1.0, 0.5))
-    monkeypatch.setattr(tuned.stages[0], "_runtime", fail)
+    monkeypatch.setattr(tuned.stages[0], "model", fail)
     assert set(tuned.predict(VARIED).stage) <= {2, 3}
 
 

@@ -217,3 +217,12 @@ def test_thousands_of_rows_a_second(tmp_path: Path) -> None:
     start = time.process_time()
     linear_outputs(folder, rows)
     assert len(rows) / (time.process_time() - start) > 5_000
+
+
+def test_answers_are_the_same_bit_for_bit_whatever_the_batch(tmp_path: Path) -> None:
+    for rows in (ROWS, PAIRS):
+        folder = fit_linear(rows, tmp_path / f"linear-{rows is PAIRS}")
+        (stage,) = Cascade.from_stages([folder]).stages
+        together = stage.run_all(rows).logits
+        for i in range(len(rows)):
+            np.testing.assert_array_equal(stage.run_all(rows.take([i])).logits[0], together[i])

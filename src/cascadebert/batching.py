@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DEFAULT_TOKEN_BUDGET = 1024
 _WIDTHS_PER_OCTAVE = 8
 
 
@@ -32,9 +31,7 @@ def widths(lengths: ArrayLike) -> NDArray[np.int64]:
     return rounded
 
 
-def token_batches(
-    lengths: NDArray[np.int64], token_budget: int = DEFAULT_TOKEN_BUDGET
-) -> Iterator[NDArray[np.int64]]:
+def token_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDArray[np.int64]]:
     """Split rows into batches of one width each, widest first.
 
     The rows of a width are shared out evenly over as few batches as hold

@@ -47,7 +47,7 @@ from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.machine import machine_name
-from cascadebert.runtimes import AUTO, runtime_versions
+from cascadebert.runtimes import AUTO, runtime_for, runtime_versions
 from cascadebert.scheduler import Prediction, classify
 from cascadebert.speed import measure_speed
 from cascadebert.stage import StageRun, TransformerStage, load_stage, measured_on, row_costs
@@ -74,9 +74,11 @@ class Cascade:
     """
 
     def __init__(self, folder: Path, record: CascadeRecord, runtime: str = AUTO) -> None:
+        runtimes = [runtime_for(runtime, stage.runtime, stage.name) for stage in record.stages]
+        artifact.check_files(folder, record.stages, runtimes)
         self.stages = tuple(
-            load_stage(folder / stage.folder, stage, record.labels, runtime)
-            for stage in record.stages
+            load_stage(folder / stage.folder, stage, record.labels, name)
+            for stage, name in zip(record.stages, runtimes, strict=True)
         )
         self.labels = record.labels
         self._folder = folder
@@ -148,7 +150,7 @@ class Cascade:
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], *, runtime: str = AUTO) -> Cascade:
-        """Load a saved cascade; every file is checked against its recorded hash.
+        """Load a saved cascade; every file that is read is checked against its recorded hash.
 
         Args:
             name: a folder, or the name of a cascade on the Hugging Face hub.
@@ -163,7 +165,6 @@ class Cascade:
         if not folder.exists() and _may_be_hub_name(fspath(name)):
             folder = _download(fspath(name))
         record = artifact.read_record(folder)
-        artifact.check_files(folder, record.stages)
         return cls(folder, record, runtime)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> Path:

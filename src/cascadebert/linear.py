@@ -24,7 +24,6 @@ from safetensors.numpy import load_file
 from cascadebert.artifact import CONFIG_FILE, WEIGHTS_FILE, StageRecord
 from cascadebert.data import Rows
 from cascadebert.errors import ArtifactError, InputError
-from cascadebert.runtimes import AUTO
 from cascadebert.stage import Stage
 
 Keys = NDArray[np.uint64]
@@ -114,12 +113,17 @@ class NGrams:
     Attributes:
         block: CHARACTERS, WORDS or SHARED.
         rows: the row of each, int64.
-        buckets: the bucket of each, int64, under 2 ** BUCKET_BITS.
+        keys: what each is, before hashing, uint64.
     """
 
     block: int
     rows: Positions
-    buckets: Positions
+    keys: Keys
+
+    @property
+    def buckets(self) -> Positions:
+        """The bucket of each, int64, under 2 ** BUCKET_BITS."""
+        return _bucket(self.keys)
 
 
 def normalise(rows: Rows, max_length: int = MAX_CHARACTERS) -> NormalisedRows:
@@ -176,15 +180,14 @@ class _Characters:
             if size in CHARACTER_NGRAMS:
                 inside = self._left[:count] >= size
                 salt = _SALT["characters"] + np.uint64(size) + apart
-                buckets = _bucket(hashes[inside] + salt)
-                yield NGrams(CHARACTERS, self._rows[:count][inside], buckets)
-        yield NGrams(WORDS, self.word_rows, _bucket(self.words + _SALT["word"] + apart))
+                yield NGrams(CHARACTERS, self._rows[:count][inside], hashes[inside] + salt)
+        yield NGrams(WORDS, self.word_rows, self.words + _SALT["word"] + apart)
         neighbours = self.word_rows[1:] == self.word_rows[:-1]
         both = self.words[:-1] * _PAIR + self.words[1:]
         yield NGrams(
             WORDS,
             self.word_rows[1:][neighbours],
-            _bucket(both[neighbours] + _SALT["word pair"] + apart),
+            both[neighbours] + _SALT["word pair"] + apart,
         )
 
     def _word_hashes(self, starts: Positions, stops: Positions) -> Keys:
@@ -201,14 +204,14 @@ def _shared(first: _Characters, second: _Characters, rows: int) -> Iterator[NGra
     other = _mix(second.words + second.word_rows.astype(np.uint64) * _IN_ROW)
     dropped, new = ~np.isin(own, other), ~np.isin(other, own)
     salts = np.where(new, _SALT["new"], _SALT["shared"])
-    yield NGrams(SHARED, second.word_rows, _bucket(second.words + salts))
-    yield NGrams(SHARED, first.word_rows[dropped], _bucket(first.words[dropped] + _SALT["dropped"]))
+    yield NGrams(SHARED, second.word_rows, second.words + salts)
+    yield NGrams(SHARED, first.word_rows[dropped], first.words[dropped] + _SALT["dropped"])
     for name, where in (
         ("new count", second.word_rows[new]),
         ("dropped count", first.word_rows[dropped]),
     ):
         counts = np.bincount(where, minlength=rows).clip(max=_MOST_NEW_WORDS)
-        yield NGrams(SHARED, np.arange(rows), _bucket(counts.astype(np.uint64) + _SALT[name]))
+        yield NGrams(SHARED, np.arange(rows), counts.astype(np.uint64) + _SALT[name])
 
 
 def _mix(keys: Keys) -> Keys:
@@ -271,25 +274,25 @@ class LinearModel:
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None) -> NDArray[np.float32]:
         """Logits of normalised texts, float32 of shape (rows, classes)."""
         outputs = self._weights.shape[1]
-        sums = np.zeros((BLOCKS, len(texts), outputs))
-        squares = np.zeros((BLOCKS, len(texts)))
-        for part in ngrams(texts, pairs):
-            lines = self._line[part.buckets]
-            seen = lines > 0
-            rows, lines = part.rows[seen], lines[seen]
-            if not len(rows):
-                continue
-            squares[part.block] += np.bincount(rows, self._squares[lines], len(texts))
-            if outputs == 1:
-                added = np.bincount(rows, self._weights[lines, 0], len(texts))
-                sums[part.block, :, 0] += added
-            else:
-                starts = np.flatnonzero(np.diff(rows, prepend=-1))
-                sums[part.block, rows[starts]] += np.add.reduceat(
-                    self._weights[lines], starts, axis=0
-                )
+        shape = (BLOCKS, len(texts))
+        parts = list(ngrams(texts, pairs))
+        # All at once: for a single row the time goes into the number of calls.
+        lines = self._line[_bucket(np.concatenate([part.keys for part in parts]))]
+        places = np.concatenate([part.rows + part.block * len(texts) for part in parts])
+        known = lines > 0
+        places, lines = places[known], lines[known]
+        squares = np.bincount(places, self._squares[lines], BLOCKS * len(texts)).reshape(shape)
+        if outputs == 1:
+            added = np.bincount(places, self._weights[lines, 0], BLOCKS * len(texts))
+            sums = added.astype(np.float64)
+        else:
+            sums = np.zeros((BLOCKS * len(texts), outputs))
+            starts = np.flatnonzero(np.diff(places, prepend=-1))
+            if len(starts):
+                runs = np.add.reduceat(self._weights[lines], starts, axis=0)
+                np.add.at(sums, places[starts], runs)
         scales = 1 / np.sqrt(np.where(squares > 0, squares, 1.0))
-        scores = np.einsum("bro,br->ro", sums, scales) + self._bias
+        scores = (sums.reshape(*shape, outputs) * scales[:, :, None]).sum(axis=0) + self._bias
         if outputs == 1:
             scores = np.hstack([np.zeros_like(scores), scores])
         logits: NDArray[np.float32] = scores.astype(np.float32)
@@ -306,7 +309,7 @@ class LinearStage(Stage):
         folder: Path,
         record: StageRecord,
         labels: Sequence[str],
-        runtime: str = AUTO,  # noqa: ARG002
+        runtime: str = "numpy",  # noqa: ARG002
     ) -> None:
         super().__init__(folder, record, labels)
         config = _read_config(folder / CONFIG_FILE)

@@ -149,33 +149,42 @@ class _Reader:
     def parts(
         self, stage: Stage, pending: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
-        """Rows as the stage reads them, longest first, and their positions in the window."""
+        """Rows as the stage reads them, and their positions in the window."""
         if stage.reading in self._kept:
             yield pending, self._kept[stage.reading].take(pending)
             return
-        read = []
-        order = pending[np.argsort(-self._sizes(pending), kind="stable")]
-        for part, tokens in self._read_ahead(stage, order):
-            read.append(tokens)
+        if len(pending) <= _ROWS_A_PART:
+            # A thread costs more than it saves where there is nothing to run beside it.
+            parts = iter([(pending, self._read(stage, pending))])
+        else:
+            parts = self._read_ahead(stage, pending)
+        keep = stage.reading in self._shared and len(pending) == len(self._rows)
+        read, places = [], []
+        for part, tokens in parts:
+            if keep:
+                read.append(tokens)
+                places.append(part)
             yield part, tokens
-        if stage.reading in self._shared and len(pending) == len(self._rows):
-            self._kept[stage.reading] = read[0].joined(read).take(np.argsort(order))
+        if keep:
+            whole = read[0].joined(read)
+            self._kept[stage.reading] = whole.take(np.argsort(np.concatenate(places)))
+
+    def _read(self, stage: Stage, positions: NDArray[np.int64]) -> ReadRows:
+        whole = len(self._rows) == 1
+        return stage.tokenize(self._rows if whole else self._rows.take(positions.tolist()))
 
     def _read_ahead(
-        self, stage: Stage, order: NDArray[np.int64]
+        self, stage: Stage, pending: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
-        if len(order) <= _ROWS_A_PART:
-            # A thread costs more than it saves where there is nothing to run beside it.
-            whole = len(order) == len(self._rows) == 1
-            yield order, stage.tokenize(self._rows if whole else self._rows.take(order))
-            return
+        """Parts of rows of like length, the longest first."""
+        order = pending[np.argsort(-self._sizes(pending), kind="stable")]
         parts = [order[i : i + _ROWS_A_PART] for i in range(0, len(order), _ROWS_A_PART)]
         with ThreadPoolExecutor(1, "cascadebert-reader") as thread:
-            waiting = thread.submit(stage.tokenize, self._rows.take(parts[0]))
+            waiting = thread.submit(self._read, stage, parts[0])
             for number, part in enumerate(parts, start=1):
                 tokens = waiting.result()
                 if number < len(parts):
-                    waiting = thread.submit(stage.tokenize, self._rows.take(parts[number]))
+                    waiting = thread.submit(self._read, stage, parts[number])
                 yield part, tokens
 
     def _sizes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cascadebert.artifact import TOKENIZER_FILE, StageCost, StageRecord, StageSpeed
-from cascadebert.batching import DEFAULT_TOKEN_BUDGET, token_batches, widths
+from cascadebert.batching import token_batches, widths
 from cascadebert.data import Rows
 from cascadebert.deferral.calibration import Calibration
 from cascadebert.errors import ArtifactError, CascadeError, LabelMismatchError
-from cascadebert.runtimes import AUTO, load_runtime, runtime_for
+from cascadebert.runtimes import load_runtime
 
 # Encodings are large until they are cut down to ids, so few are alive at a time.
 _ROWS_PER_TOKENIZER_CALL = 512
@@ -272,17 +272,14 @@ class Stage(ABC):
         return logits if calibration is None else calibration(logits).astype(np.float32)
 
 
-def load_stage(
-    folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = AUTO
-) -> Stage:
+def load_stage(folder: Path, record: StageRecord, labels: Sequence[str], runtime: str) -> Stage:
     """Load a stage of the kind that its record names.
 
     Args:
         folder: the stage's folder.
         record: what ``cascade.json`` says of it.
         labels: the cascade's label names.
-        runtime: of transformers, a name in :data:`cascadebert.runtimes.RUNTIMES`, or "auto" for
-            the one that the record names.
+        runtime: of transformers, a name in :data:`cascadebert.runtimes.RUNTIMES`.
     """
     module, attribute = STAGE_KINDS[record.kind]
     make = getattr(importlib.import_module(module), attribute)
@@ -294,18 +291,18 @@ class TransformerStage(Stage):
 
     Attributes:
         padding: for each of the model's inputs the id that fills rows up.
+        model: the loaded model.
     """
 
-    token_budgets = (512, 1024, 2048, 4096)
-
     def __init__(
-        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str = AUTO
+        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str
     ) -> None:
         super().__init__(folder, record, labels)
         self.padding = {"input_ids": record.pad_token_id, "token_type_ids": 0}
         self._tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, record)
-        self.runtime = runtime_for(runtime, record.runtime, record.name)
-        self._runtime = load_runtime(self.runtime, folder)
+        self.runtime = runtime
+        self.model = load_runtime(runtime, folder)
+        self.token_budgets = self.model.token_budgets
 
     @property
     def reading(self) -> object:
@@ -338,10 +335,10 @@ class TransformerStage(Stage):
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Run rows of one width together; see :meth:`Stage.run`."""
         measured = self.speed.token_budget if self.speed else None
-        budget = token_budget or measured or DEFAULT_TOKEN_BUDGET
+        budget = token_budget or measured or self.token_budgets[1]
         begun = None
         for positions in token_batches(tokens.lengths, budget):
-            wait = self._runtime(tokens.batch(positions, self.padding))
+            wait = self.model(tokens.batch(positions, self.padding))
             # One batch is always under way while the one before is dealt with.
             if begun:
                 yield begun[0], self.finish(begun[1](), begun[0])

@@ -148,6 +148,6 @@ def test_no_stages() -> None:
 def test_stages_with_broken_weights_say_so(make: Make) -> None:
     cascade = Cascade.from_stages([make("a")])
     broken = np.full((1, 3), np.nan, dtype=np.float32)
-    cascade.stages[0]._runtime = lambda _: lambda: broken
+    cascade.stages[0].model = lambda _: lambda: broken
     with pytest.raises(Exception, match="logits that are not finite for row 0"):
         cascade.predict(["a"])

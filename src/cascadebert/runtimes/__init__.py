@@ -55,8 +55,17 @@ RUNTIMES = {
 """By name: an engine, and the numbers that it calculates with ("openvino-int8")."""
 
 
+CPU_TOKEN_BUDGETS = (512, 1024, 2048, 4096)
+ACCELERATOR_TOKEN_BUDGETS = (4096, 16_384, 65_536)
+
+
 class Runtime(Protocol):
     """One loaded model."""
+
+    @property
+    def token_budgets(self) -> tuple[int, ...]:
+        """Sizes of batches to try, in tokens, small to large; untried, the second is taken."""
+        ...
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
         """Begin one batch.

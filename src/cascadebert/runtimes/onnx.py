@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from cascadebert.artifact import MODEL_FILE
 from cascadebert.errors import ArtifactError
 from cascadebert.machine import usable_cores
+from cascadebert.runtimes import CPU_TOKEN_BUDGETS
 
 _ERRORS_ONLY = 3
 
 
 class OnnxRuntime:
     """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it."""
+
+    token_budgets = CPU_TOKEN_BUDGETS
 
     def __init__(self, folder: Path, precision: str) -> None:  # noqa: ARG002
         options = onnxruntime.SessionOptions()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cascadebert.artifact import INT8_FILES, MODEL_FILE
 from cascadebert.errors import ArtifactError, MissingDependencyError
 from cascadebert.machine import usable_cores
-from cascadebert.runtimes import FP32, INT8
+from cascadebert.runtimes import CPU_TOKEN_BUDGETS, FP32, INT8
 
 try:
     import openvino
@@ -25,6 +25,8 @@ class OpenVinoRuntime:
 
     What is not quantised in the int8 model is calculated in bfloat16.
     """
+
+    token_budgets = CPU_TOKEN_BUDGETS
 
     def __init__(self, folder: Path, precision: str) -> None:
         path = folder / (INT8_FILES[0] if precision == INT8 else MODEL_FILE)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.errors import MissingDependencyError
-from cascadebert.runtimes import BF16
+from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, BF16, CPU_TOKEN_BUDGETS
 
 try:
     import torch
@@ -37,6 +37,8 @@ class TorchRuntime:
                 use_safetensors=True,
             )
         self._model = model.eval().to(self.device)
+        on_cpu = self.device.type == "cpu"
+        self.token_budgets = CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
         tensors = {

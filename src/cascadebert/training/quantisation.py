@@ -109,7 +109,7 @@ def _quantise(
     target = (folder / INT8_FILES[0]).parent
     target.mkdir()
     least = np.inf
-    batches = _single_rows(_load(folder, record, "onnx"), calibration)
+    batches = single_rows(_load(folder, record, "onnx"), calibration)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for alpha in _ALPHAS:
             _write_int8(folder / MODEL_FILE, target, batches, alpha)
@@ -121,7 +121,8 @@ def _quantise(
         shutil.copytree(scratch, target, dirs_exist_ok=True)
 
 
-def _single_rows(stage: TransformerStage, rows: Rows) -> list[dict[str, NDArray[np.int64]]]:
+def single_rows(stage: TransformerStage, rows: Rows) -> list[dict[str, NDArray[np.int64]]]:
+    """Each row as the stage's model takes it, a batch of its own."""
     tokens = stage.tokenize(rows)
     return [
         {

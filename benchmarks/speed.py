@@ -1,0 +1,170 @@
+"""What a cascade saves on the clock, on five data sets.
+
+    CASCADEBERT_DATA=... python benchmarks/speed.py build [--tasks sst2 ...]
+    CASCADEBERT_DATA=... python benchmarks/speed.py run [--tasks sst2 ...]
+
+``build`` makes cascades of a linear stage and the three plain ones that ``stages.py`` made, as
+``cascadebert build --data`` does, quantised on training rows, in ``checkpoints/<task>/fast``. ``run``
+tunes them on the validation rows, and times them on the test rows with what ``cascadebert bench``
+times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+import common
+from cascadebert import Cascade, MaxDrop, Rows, read_rows
+from cascadebert.evaluation.bench import bench, contenders
+from cascadebert.evaluation.bench_result import BenchResult
+from cascadebert.evaluation.contender import evenly
+from cascadebert.training.linear import fit_linear
+from stages import training_rows
+
+TASKS = ("sst2", "clinc150", "agnews", "mrpc", "snli")
+STAGES = ("linear", "MiniLM-L3", "MiniLM-L6", "MPNet")
+CALIBRATION_ROWS = 4_000
+RETAINED = (0.995, 0.99)
+TEST_ROWS = 4_000
+ROUNDS = 5
+SECONDS = 20.0
+CACHE = common.CHECKPOINTS / "speed"
+
+
+def build(task: str) -> None:
+    """Export, quantise and time the stages of one cascade."""
+    output = common.CHECKPOINTS / task / "fast"
+    if output.exists():
+        return
+    folder = common.CHECKPOINTS / task
+    if not (folder / "linear").exists():
+        train = read_rows(common.data_folder(task) / "train.jsonl", with_labels=True)
+        fit_linear(train, folder / "linear")
+    rows = training_rows(task, CALIBRATION_ROWS)
+    cascade = Cascade.from_stages(
+        [folder / stage for stage in STAGES],
+        rows=Rows(rows.texts, rows.pairs),
+    )
+    cascade.save_pretrained(output)
+
+
+def run(task: str) -> dict[str, Any]:
+    """Tune one cascade for what is to be retained, and time it."""
+    folder, data = common.CHECKPOINTS / task / "fast", common.data_folder(task)
+    validation = read_rows(data / "validation.jsonl", with_labels=True)
+    cascade = Cascade.from_pretrained(folder)
+    runs = cascade.run_stages(validation)
+    truth = cascade.label_ids(validation)
+    reference = float((runs[-1].logits.argmax(axis=1) == truth).mean())
+    test = read_rows(data / "test.jsonl", with_labels=True, known_labels=cascade.labels)
+    test = test.take(evenly(len(test), TEST_ROWS).tolist())
+    found: dict[str, Any] = {"stages": [dataclasses.asdict(s.record) for s in cascade.stages]}
+    for number, retained in enumerate(RETAINED):
+        certificate = cascade.tune(validation, MaxDrop((1 - retained) * reference), None)
+        cascade.save_pretrained(folder)
+        loaded = Cascade.from_pretrained(folder)
+        # The others are the same for every target.
+        skip = [c.name for c in contenders(loaded)[2:]] if number else []
+        result = bench(loaded, test, rounds=ROUNDS, seconds=SECONDS, skip=skip)
+        found[f"{retained:.1%}"] = {
+            "thresholds": certificate.thresholds,
+            "validation_speedup": certificate.speedup,
+            "exit_fractions": shares(loaded, test),
+            "bench": result.to_dict(),
+        }
+        print(task, retained, summary(result), flush=True)
+    return found
+
+
+def shares(cascade: Cascade, rows: Rows) -> list[float]:
+    """Of the rows that each stage answers."""
+    answered = np.bincount(cascade.predict(rows).stage - 1, minlength=len(cascade.stages))
+    return (answered / len(rows)).tolist()
+
+
+def summary(result: BenchResult) -> str:
+    """The cascade in a line."""
+    (own,) = (c for c in result.contenders if c.kind == "cascade")
+    return f"{own.ratio:.2f} times, {own.accuracy_retained:.4f} retained"
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line a task and target, then one a contender."""
+    lines = [
+        "| task | to retain | retained on test | × last stage, same engine (range) | oracle "
+        "| answered by linear, L3, L6, MPNet | × pipeline, batch 1 | predicted / measured "
+        "| overhead |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, found in results.items():
+        for retained in (f"{share:.1%}" for share in RETAINED):
+            lines.append(_line(task, retained, found))
+    lines += [
+        "",
+        "| task | | rows/s | × last stage (range) | accuracy | single row, ms: p50, p95, p99 "
+        "| start-up, s | memory, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task, found in results.items():
+        for own in found[f"{RETAINED[0]:.1%}"]["bench"]["contenders"]:
+            lines.append(_contender(task, own))
+    return "\n".join(lines)
+
+
+def _line(task: str, retained: str, found: dict[str, Any]) -> str:
+    result = found[retained]["bench"]
+    by_name = {own["name"]: own for own in result["contenders"]}
+    own = by_name["cascade"]
+    others = found[f"{RETAINED[0]:.1%}"]["bench"]["contenders"]
+    pipeline = next(c for c in others if c["kind"] == "pipeline" and c["name"].endswith(" 1"))
+    oracle = found[f"{RETAINED[0]:.1%}"]["bench"]["oracle"]
+    low, high = own["ratio_range"]
+    shares = ", ".join(f"{share:.0%}" for share in found[retained]["exit_fractions"])
+    return (
+        f"| {task} | {retained} | {own['accuracy_retained']:.2%} "
+        f"| **{own['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {oracle['speedup']:.1f} "
+        f"| {shares} | {own['ratio'] / pipeline['ratio']:.0f} "
+        f"| {result['predicted_ratio']:.2f} | {own['overhead']:.1%} |"
+    )
+
+
+def _contender(task: str, own: dict[str, Any]) -> str:
+    low, high = own["ratio_range"]
+    latency = own["latency_ms"]
+    return (
+        f"| {task} | {own['name']} | {own['rows_per_second']:,.0f} "
+        f"| {own['ratio']:.2f} ({low:.2f}–{high:.2f}) | {own['accuracy']:.4f} "
+        f"| {latency['p50']:.2f}, {latency['p95']:.2f}, {latency['p99']:.2f} "
+        f"| {own['startup_seconds']:.1f} | {own['peak_memory_mb']:,.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=("build", "run"))
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    options = parser.parse_args()
+    if options.step == "build":
+        for task in options.tasks:
+            build(task)
+        return
+    logging.disable(logging.WARNING)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for task in options.tasks:
+        (CACHE / f"{task}.json").write_text(json.dumps(run(task)))
+    results = {
+        path.stem: json.loads(path.read_text())
+        for path in (CACHE / f"{task}.json" for task in TASKS)
+        if path.exists()
+    }
+    common.keep("speed", {"tasks": results}, table(results))
+
+
+if __name__ == "__main__":
+    main()
