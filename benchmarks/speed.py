@@ -3,8 +3,8 @@
     CASCADEBERT_DATA=... python benchmarks/speed.py build [--tasks sst2 ...]
     CASCADEBERT_DATA=... python benchmarks/speed.py run [--tasks sst2 ...]
 
-``build`` makes cascades of a linear stage and the three plain ones that ``stages.py`` made, as
-``cascadebert build --data`` does, quantised on training rows, in ``checkpoints/<task>/fast``. ``run``
+``build`` makes cascades of a linear stage and the plain ones that ``stages.py`` made, quantised on
+training rows as ``cascadebert build --data`` does it, in ``checkpoints/<task>/fast``. ``run``
 tunes them on the validation rows, and times them on the test rows with what ``cascadebert bench``
 times.
 """

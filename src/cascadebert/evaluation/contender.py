@@ -119,7 +119,7 @@ class CascadeSubject:
     Args:
         folder: of the cascade.
         stages: numbers of the stages, from 1: all, or one.
-        runtimes: what runs each of them.
+        runtimes: what runs each of them, if it is a transformer.
     """
 
     def __init__(self, folder: Path, stages: Sequence[int], runtimes: Sequence[str]) -> None:
@@ -128,7 +128,6 @@ class CascadeSubject:
             dataclasses.replace(record.stages[number - 1], runtime=runtime)
             for number, runtime in zip(stages, runtimes, strict=True)
         )
-        artifact.check_files(folder, wanted)
         whole = len(wanted) == len(record.stages)
         record = dataclasses.replace(record if whole else _undecided(record), stages=wanted)
         self._cascade = Cascade(folder, record)
@@ -193,7 +192,6 @@ class PipelineSubject:
             "text-classification",
             model=str(folder / record.folder),
             dtype=torch.float32,
-            model_kwargs={"local_files_only": True, "use_safetensors": True},
         )
         self._pipeline = cast(Any, made)
         self._pipeline.tokenizer.truncation_side = record.truncation_side
