@@ -40,8 +40,11 @@ def test_speed_is_saved_and_makes_the_costs_of_tuning(make: Make, tmp_path: Path
     cost = again._record.cost
     assert cost is not None
     assert cost["machine"] == machine_name()
-    lengths = again.stages[0].tokenize(Rows(TEXTS)).lengths
-    expected = [speed.row_seconds(lengths).mean() for speed in speeds if speed]
+    expected = [
+        stage.speed.row_seconds(stage.tokenize(Rows(TEXTS)).lengths).mean()
+        for stage in again.stages
+        if stage.speed
+    ]
     np.testing.assert_allclose(cost["per_row"], expected)
     # Nothing is known of another runtime.
     assert Cascade.from_pretrained(tmp_path / "cascade", runtime="openvino").stages[0].speed is None

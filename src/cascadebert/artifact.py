@@ -323,7 +323,7 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
         raise ValueError(f"kind is {stage.kind!r}")
     if not set(STAGE_FILES[stage.kind]) <= set(stage.files):
         raise ValueError(f"'files' lacks one of {STAGE_FILES[stage.kind]}")
-    if stage.runtime not in RUNTIMES:
+    if stage.kind == "transformer" and stage.runtime not in RUNTIMES:
         raise ValueError(f"runtime is {stage.runtime!r}")
     if stage.speed and stage.speed.token_budget is not None and stage.speed.token_budget < 1:
         raise ValueError(f"token_budget is {stage.speed.token_budget!r}")

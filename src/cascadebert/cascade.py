@@ -47,7 +47,7 @@ from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.machine import machine_name
-from cascadebert.runtimes import AUTO, runtime_for, runtime_versions
+from cascadebert.runtimes import AUTO, refuse_unknown_runtime, runtime_for, runtime_versions
 from cascadebert.scheduler import Prediction, classify
 from cascadebert.speed import measure_speed
 from cascadebert.stage import StageRun, TransformerStage, load_stage, measured_on, row_costs
@@ -74,7 +74,13 @@ class Cascade:
     """
 
     def __init__(self, folder: Path, record: CascadeRecord, runtime: str = AUTO) -> None:
-        runtimes = [runtime_for(runtime, stage.runtime, stage.name) for stage in record.stages]
+        refuse_unknown_runtime(runtime)
+        runtimes = [
+            runtime_for(runtime, stage.runtime, stage.name)
+            if stage.kind == "transformer"
+            else stage.runtime
+            for stage in record.stages
+        ]
         artifact.check_files(folder, record.stages, runtimes)
         self.stages = tuple(
             load_stage(folder / stage.folder, stage, record.labels, name)

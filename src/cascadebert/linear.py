@@ -30,6 +30,7 @@ Keys = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 
 MODEL_TYPE = "cascadebert-linear"
+RUNTIME = "numpy"
 MAX_CHARACTERS = 20_000
 BUCKET_BITS = 20
 CHARACTER_NGRAMS = (2, 3, 4)
@@ -302,14 +303,14 @@ class LinearModel:
 class LinearStage(Stage):
     """A stage whose classifier is a :class:`LinearModel`."""
 
-    runtime = "numpy"
+    runtime = RUNTIME
 
     def __init__(
         self,
         folder: Path,
         record: StageRecord,
         labels: Sequence[str],
-        runtime: str = "numpy",  # noqa: ARG002
+        runtime: str = RUNTIME,  # noqa: ARG002
     ) -> None:
         super().__init__(folder, record, labels)
         config = _read_config(folder / CONFIG_FILE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cascadebert import artifact
+from cascadebert.artifact import RuntimeTrial
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.errors import InputError
@@ -78,11 +80,25 @@ def build(
         cost = stage.record.cost
         console.say(
             f"stage {number} {stage.name}: {cost.layers} layers, {cost.parameters / 1e6:.1f} M "
-            f"parameters, reads {stage.record.max_length} {stage.record.length_unit}"
+            f"parameters, reads {stage.record.max_length} {stage.record.length_unit}, "
+            f"runs on {stage.runtime}{_tried(stage.record.trials)}"
         )
     console.say(
         f"wrote {output}\nnext: cascadebert tune {output} --data HELD_OUT_ROWS --max-drop 0.01"
     )
+
+
+def _tried(trials: Sequence[RuntimeTrial]) -> str:
+    """How much faster each runtime was than fp32, and how far it moved the answers."""
+    if not trials:
+        return ""
+    fp32 = trials[0].rows_per_second
+    shown = ", ".join(
+        f"{trial.runtime} {trial.rows_per_second / fp32:.1f}x with {trial.agreement:.1%} of the "
+        "labels"
+        for trial in trials[1:]
+    )
+    return f" (against fp32 on ONNX Runtime: {shown})"
 
 
 def _parse_map(text: str) -> tuple[int, dict[str, str]]:

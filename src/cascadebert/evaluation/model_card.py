@@ -40,14 +40,14 @@ def _stages(record: CascadeRecord) -> str:
     last = f"above {record.abstain_threshold:.8g}" if record.abstain_threshold else "answers all"
     thresholds = [*(record.thresholds or ["not tuned"] * (len(record.stages) - 1)), last]
     lines = [
-        "| stage | layers | parameters | reads at most | exits above |",
-        "|---|---|---|---|---|",
+        "| stage | layers | parameters | reads at most | runs on | exits above |",
+        "|---|---|---|---|---|---|",
     ]
     for number, (stage, threshold) in enumerate(zip(record.stages, thresholds, strict=True), 1):
         shown = f"{threshold:.8g}" if isinstance(threshold, float) else threshold
         lines.append(
             f"| {number} {stage.name} | {stage.cost.layers} | {stage.cost.parameters / 1e6:.1f} M "
-            f"| {stage.max_length} {stage.length_unit} | {shown} |"
+            f"| {stage.max_length} {stage.length_unit} | {stage.runtime} | {shown} |"
         )
     labels = ", ".join(f"`{label}`" for label in record.labels[:20])
     more = f" and {len(record.labels) - 20} more" if len(record.labels) > 20 else ""

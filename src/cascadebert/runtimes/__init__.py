@@ -90,6 +90,17 @@ def runtime_versions(names: Iterable[str]) -> dict[str, str]:
     return {"runtime": together} | {name: importlib.metadata.version(name) for name in shown}
 
 
+def refuse_unknown_runtime(name: str) -> None:
+    """Refuse a name that is neither a runtime's nor "auto".
+
+    Raises:
+        InputError: see above.
+    """
+    if name not in (AUTO, *RUNTIMES):
+        names = ", ".join((AUTO, *RUNTIMES))
+        raise InputError(f"no runtime is called {name!r}; there are {names}")
+
+
 def runtime_for(chosen: str, best: str, stage: str) -> str:
     """The runtime that a stage is to be run by.
 
@@ -98,14 +109,8 @@ def runtime_for(chosen: str, best: str, stage: str) -> str:
             installed, for "onnx", with a warning.
         best: what the stage was measured best with.
         stage: name of the stage, for the warning.
-
-    Raises:
-        InputError: no runtime has the name that was chosen.
     """
     if chosen != AUTO:
-        if chosen not in RUNTIMES:
-            names = ", ".join((AUTO, *RUNTIMES))
-            raise InputError(f"no runtime is called {chosen!r}; there are {names}")
         return chosen
     try:
         importlib.import_module(RUNTIMES[best][0].module)

@@ -26,6 +26,7 @@ from cascadebert.linear import (
     MAX_CHARACTERS,
     MODEL_TYPE,
     NGRAMS_A_CHARACTER,
+    RUNTIME,
     LinearStage,
     feature_version,
     ngrams,
@@ -176,6 +177,7 @@ def linear_record(folder: Path, name: str) -> StageRecord:
         cost=_cost(folder, len(labels)),
         files=hash_files(folder),
         kind="linear",
+        runtime=RUNTIME,
         trained_on=config.get("trained_on"),
     )
 
