@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +114,17 @@ class Command:
             f"the command {self._command!r} {what} ({words}); for each row that it reads as JSONL "
             'it has to write a line {"label": "..."}, and to end with code 0'
         )
+
+
+def try_commands(commands: Sequence[str], rows: Rows, labels: Sequence[str]) -> None:
+    """Try commands on the first few rows.
+
+    Raises:
+        InputError: one of them does not do what it has to.
+    """
+    for command in commands:
+        with tempfile.TemporaryDirectory(prefix="cascadebert-") as scratch:
+            Command(command, rows, Path(scratch)).check(labels)
 
 
 def _timed(line: str, stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO) -> tuple[float, int]:

@@ -25,7 +25,6 @@ import functools
 import json
 import os
 import re
-import resource
 import signal
 import sys
 import time
@@ -68,6 +67,9 @@ def peak_memory_mb() -> float:
     found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
     if found:
         return int(found[1]) * 1024 / 1e6
+    # There is none on Windows, where the rest of the command line works.
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
