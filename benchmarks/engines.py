@@ -42,7 +42,7 @@ from stages import training_rows
 
 TASK = "sst2"
 STAGES = ("MiniLM-L3", "MiniLM-L6", "MPNet")
-ROUNDS = 5
+ROUNDS = 3
 CALIBRATION_ROWS = 300
 BATCH = 32
 OURS = {

@@ -25,15 +25,16 @@ from cascadebert.evaluation.bench import bench, contenders
 from cascadebert.evaluation.bench_result import BenchResult
 from cascadebert.evaluation.contender import evenly
 from cascadebert.training.linear import fit_linear
-from stages import training_rows
+from stages import RECIPES, training_rows
 
 TASKS = ("sst2", "clinc150", "agnews", "mrpc", "snli")
 STAGES = ("linear", "MiniLM-L3", "MiniLM-L6", "MPNet")
 CALIBRATION_ROWS = 4_000
 RETAINED = (0.995, 0.99)
 TEST_ROWS = 4_000
-ROUNDS = 5
-SECONDS = 20.0
+VALIDATION_ROWS = 2_000
+ROUNDS = 3
+SECONDS = 8.0
 CACHE = common.CHECKPOINTS / "speed"
 
 
@@ -44,8 +45,9 @@ def build(task: str) -> None:
         return
     folder = common.CHECKPOINTS / task
     if not (folder / "linear").exists():
-        train = read_rows(common.data_folder(task) / "train.jsonl", with_labels=True)
-        fit_linear(train, folder / "linear")
+        # On as many rows as MPNet has seen: sst2's validation rows have near duplicates among the
+        # training rows, and a stage that has seen more of these looks too good on them.
+        fit_linear(training_rows(task, RECIPES[task]["MPNet"][0]), folder / "linear")
     rows = training_rows(task, CALIBRATION_ROWS)
     cascade = Cascade.from_stages(
         [folder / stage for stage in STAGES],
@@ -58,6 +60,7 @@ def run(task: str) -> dict[str, Any]:
     """Tune one cascade for what is to be retained, and time it."""
     folder, data = common.CHECKPOINTS / task / "fast", common.data_folder(task)
     validation = read_rows(data / "validation.jsonl", with_labels=True)
+    validation = validation.take(evenly(len(validation), VALIDATION_ROWS).tolist())
     cascade = Cascade.from_pretrained(folder)
     runs = cascade.run_stages(validation)
     truth = cascade.label_ids(validation)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+from cascadebert.cli.train import train
+from cascadebert.training.recipe import Recipe
 from conftest import CORPUS, LABELS, Run, make_checkpoint
 
 
@@ -144,3 +147,7 @@ def test_an_output_folder_with_something_else_in_it(
     assert done.code == 2
     assert "has other files in it" in done.error
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_the_default_loss_is_that_of_the_recipe() -> None:
+    assert inspect.signature(train).parameters["loss"].default == Recipe().objective.name

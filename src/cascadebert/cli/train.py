@@ -87,7 +87,7 @@ def train(
             "join several with '+'.",
             rich_help_panel=_LOSS,
         ),
-    ] = "cross_entropy",
+    ] = "distillation",
     dar_weight: Annotated[float, typer.Option(help="Lambda.", rich_help_panel=_LOSS)] = 0.5,
     dar_margin: Annotated[float, typer.Option(help="Epsilon.", rich_help_panel=_LOSS)] = 0.5,
     dar_score: Annotated[

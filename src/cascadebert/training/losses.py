@@ -18,6 +18,8 @@ from cascadebert.errors import InputError
 from cascadebert.training.distillation import hidden_state_loss, logit_loss
 
 TERMS = ("cross_entropy", "dar", "distillation", "gatekeeper")
+DEFAULT_LOSS = "distillation"
+"""Of small stages in a cascade: the best on average in docs/results.md."""
 SCORES = ("probability", "log_odds")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from cascadebert.errors import InputError
 from cascadebert.training.calibration import refuse_unknown
 from cascadebert.training.difficulty import aggregate, refuse_few
-from cascadebert.training.losses import Objective
+from cascadebert.training.losses import DEFAULT_LOSS, Objective
 
 _FEWEST_TOKENS = 3
 
@@ -36,7 +36,7 @@ class Recipe:
         InputError: a name that there is not, or too few folds or seeds.
     """
 
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective = field(default_factory=lambda: Objective(DEFAULT_LOSS))
     folds: int = 3
     difficulty_seeds: int = 1
     difficulty: str = "graded"
