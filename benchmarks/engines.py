@@ -168,7 +168,9 @@ def in_padded_batches(stage: TransformerStage, rows: Rows) -> np.ndarray:
     for start in range(0, len(rows), BATCH):
         part = order[start : start + BATCH]
         width = int(tokens.lengths[part].max())
-        singles = [tokens.batch(np.array([i]), stage.padding) for i in part]
+        singles = [
+            tokens.batch(np.array([i]), stage.padding, stage.record.max_length) for i in part
+        ]
         padding = {**stage.padding, "attention_mask": 0}
         padded = {
             name: np.stack([padded_row(row[name][0], width, padding[name]) for row in singles])

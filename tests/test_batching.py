@@ -35,6 +35,15 @@ def test_a_row_is_padded_by_an_eighth_at_most(tokens):
     assert tokens <= width <= tokens * 9 / 8
 
 
+@given(LENGTHS, st.integers(1, 600))
+def test_no_row_is_padded_beyond_what_the_model_reads(lengths, most):
+    cut = np.minimum(lengths, most)
+    assert (widths(cut, most) <= most).all()
+    assert (widths(cut, most) >= cut).all()
+    for batch in token_batches(cut, 1024, most):
+        assert len(set(widths(cut[batch], most).tolist())) == 1
+
+
 def test_widths_are_few():
     assert len(np.unique(widths(np.arange(1, 513)))) <= 60
     assert widths([0, 1, 15, 17, 33, 100]).tolist() == [1, 1, 15, 18, 36, 104]

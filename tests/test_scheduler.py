@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,23 @@ def test_what_goes_wrong_while_reading_ahead_comes_through(
     monkeypatch.setattr(stage, "tokenize", fail_at_the_third)
     with pytest.raises(MemoryError, match="no more"):
         cascade.predict(MANY)
+
+
+def test_threads_share_a_cascade(cascade: Cascade) -> None:
+    expected = cascade.predict(MANY)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(cascade.predict, [MANY] * 8):
+            same(found, expected)
+
+
+def test_rows_as_long_as_the_model_reads(make: Make) -> None:
+    (stage,) = Cascade.from_stages([make("a")], max_length=17).stages
+    tokens = stage.tokenize(Rows(MANY))
+    assert tokens.lengths.max() == 17
+    ((_, logits),) = stage.run(tokens.take(np.array([int(tokens.lengths.argmax())])))
+    assert np.isfinite(logits).all()
+    widest = int(tokens.lengths.argmax())
+    assert tokens.batch(np.array([widest]), stage.padding, 17)["input_ids"].shape == (1, 17)
 
 
 def test_rows_that_skip_a_stage_are_read_for_the_last(make: Make) -> None:

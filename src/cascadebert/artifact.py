@@ -125,6 +125,7 @@ class StageRecord:
     ``max_length`` counts tokens, of a linear stage characters. ``calibration`` turns the logits,
     in the cascade's label order, into ones whose softmax can be trusted; None leaves them.
     ``trained_on`` is the fingerprint of the texts that it was trained on, where that is known.
+    ``quantised_on`` is the same of those that it was quantised on.
     ``runtime`` is what runs it best, ``trials`` how that was found, and ``speed`` how fast it is.
     """
 
@@ -143,6 +144,7 @@ class StageRecord:
     kind: str = "transformer"
     calibration: Calibration | None = None
     trained_on: str | None = None
+    quantised_on: str | None = None
 
     @property
     def length_unit(self) -> str:
@@ -353,9 +355,15 @@ def check_files(folder: Path, stages: Sequence[StageRecord], runtimes: Sequence[
 
     Raises:
         DamagedError: a file is missing or differs; the message names it.
+        ArtifactError: a stage is to run in int8 and was not quantised.
     """
     for stage, runtime in zip(stages, runtimes, strict=True):
         int8 = runtime in RUNTIMES and RUNTIMES[runtime][1] == INT8
+        if int8 and not set(INT8_FILES) <= set(stage.files):
+            raise ArtifactError(
+                f"{folder / stage.folder}: this stage has not been quantised; build the cascade "
+                "again with --data and some hundred rows, or run it with another runtime"
+            )
         unread = (MODEL_FILE, WEIGHTS_FILE) if int8 and stage.kind == "transformer" else INT8_FILES
         name = _first_fault(folder / stage.folder, stage, unread)
         if name is None:
@@ -501,9 +509,10 @@ def _copy_stage(source: Path, target: Path, stage: StageRecord) -> None:
     try:
         if source.is_dir():
             shutil.copytree(source, temporary)
-        if _first_fault(temporary, stage):
+        if fault := _first_fault(temporary, stage):
             raise ArtifactError(
-                f"{source}: was changed or removed after the cascade was loaded; load it again"
+                f"{source}: {fault} is missing or not what {RECORD_FILE} says; copy the cascade "
+                "again or rebuild it"
             )
         for path in temporary.rglob("*"):
             if path.is_file():

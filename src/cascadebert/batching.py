@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 _WIDTHS_PER_OCTAVE = 8
 
 
-def widths(lengths: ArrayLike) -> NDArray[np.int64]:
+def widths(lengths: ArrayLike, most: int | None = None) -> NDArray[np.int64]:
     """Tokens that rows of these lengths are padded to.
 
     Eight widths from each power of two to the next: at most 1/8 of a row is padding, 3 % on
@@ -23,15 +23,18 @@ def widths(lengths: ArrayLike) -> NDArray[np.int64]:
 
     Args:
         lengths: tokens of each row, int64 of shape (rows,).
+        most: tokens that the model reads; no row may be longer, and none is padded beyond.
     """
     tokens = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     octave = np.frexp(tokens.astype(np.float64))[1] - 1
     step = np.maximum(2**octave // _WIDTHS_PER_OCTAVE, 1)
     rounded: NDArray[np.int64] = -(-tokens // step) * step
-    return rounded
+    return rounded if most is None else np.minimum(rounded, most)
 
 
-def token_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDArray[np.int64]]:
+def token_batches(
+    lengths: NDArray[np.int64], token_budget: int, most: int | None = None
+) -> Iterator[NDArray[np.int64]]:
     """Split rows into batches of one width each, widest first.
 
     The rows of a width are shared out evenly over as few batches as hold
@@ -41,11 +44,12 @@ def token_batches(lengths: NDArray[np.int64], token_budget: int) -> Iterator[NDA
     Args:
         lengths: tokens of each row, int64 of shape (rows,).
         token_budget: tokens in a batch, padding included.
+        most: see :func:`widths`.
 
     Yields:
         Positions into ``lengths``, int64; every row is in exactly one batch.
     """
-    width = widths(lengths)
+    width = widths(lengths, most)
     order = np.argsort(-width, kind="stable")
     starts = np.flatnonzero(np.diff(width[order], prepend=-1))
     for alike in np.split(order, starts[1:]):

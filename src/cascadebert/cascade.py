@@ -87,6 +87,14 @@ class Cascade:
             for stage, name in zip(record.stages, runtimes, strict=True)
         )
         self.labels = record.labels
+        certified = record.certificate and (record.certificate.versions or {}).get("runtime")
+        if certified and certified != self.versions["runtime"]:
+            warnings.warn(
+                f"the thresholds were chosen with the runtime '{certified}' and this is "
+                f"'{self.versions['runtime']}': what was promised does not hold for it; tune again",
+                CascadeWarning,
+                stacklevel=3,
+            )
         self._folder = folder
         self._record = record
         self.policy: Policy | None = None
@@ -238,7 +246,7 @@ class Cascade:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the cascade's answers, but for the engine."""
+        """SHA-256 of all that decides the cascade's answers, but for versions of the engine."""
         return self._record.fingerprint()
 
     @property
@@ -319,7 +327,7 @@ class Cascade:
         held_out = as_rows(rows, with_labels=needs_labels)
         if not len(held_out):
             raise InputError("there are no rows to tune on; give hundreds of held-out ones")
-        self._refuse_training_rows(held_out)
+        self._refuse_training_rows(held_out, certifying=confidence is not None)
         together = np.array(held_out.groups())
         if confidence is not None:
             refuse_too_few(together)
@@ -338,7 +346,7 @@ class Cascade:
                 values if fitting is None else fitting(values)
                 for fitting, values in zip(fitted, logits, strict=True)
             ]
-        costs = row_costs(runs, cost)
+        costs = row_costs(runs, cost, modelled=True)
         machine = self._machine_of(runs) if cost == "seconds" else None
         policy = choose_thresholds(
             logits,
@@ -361,7 +369,7 @@ class Cascade:
                 CascadeWarning,
                 stacklevel=2,
             )
-        tuned = self._calibrated(fitted)
+        tuned = self._calibrated(fitted)._as_run()
         self.stages = tuned.stages
         self._record = dataclasses.replace(
             tuned._record, score=score, score_parameters=policy.score.parameters
@@ -467,7 +475,7 @@ class Cascade:
                     "speed-up"
                 )
 
-    def _refuse_training_rows(self, rows: Rows) -> None:
+    def _refuse_training_rows(self, rows: Rows, *, certifying: bool) -> None:
         fingerprint = rows.texts_fingerprint()
         for number, stage in enumerate(self.stages, start=1):
             if stage.record.trained_on == fingerprint:
@@ -475,6 +483,11 @@ class Cascade:
                     f"stage {number} '{stage.name}' was trained on these very rows (fingerprint "
                     f"{fingerprint[:12]}…), on which it is surer than on any others; give rows "
                     "that no stage has seen"
+                )
+            if certifying and stage.record.quantised_on == fingerprint:
+                raise InputError(
+                    f"stage {number} '{stage.name}' was quantised on these very rows (fingerprint "
+                    f"{fingerprint[:12]}…): rows that shaped a stage cannot certify it; give others"
                 )
 
     def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
@@ -484,6 +497,14 @@ class Cascade:
             stage.with_calibration(calibration)
             for stage, calibration in zip(self.stages, calibrations, strict=True)
         )
+        records = tuple(stage.record for stage in other.stages)
+        other._record = dataclasses.replace(self._record, stages=records)
+        return other
+
+    def _as_run(self) -> Cascade:
+        """The same loaded stages, to be run from now on as they are here."""
+        other = copy.copy(self)
+        other.stages = tuple(stage.with_runtime() for stage in self.stages)
         records = tuple(stage.record for stage in other.stages)
         other._record = dataclasses.replace(self._record, stages=records)
         return other

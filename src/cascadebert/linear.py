@@ -288,9 +288,11 @@ class LinearModel:
             sums = added.astype(np.float64)
         else:
             sums = np.zeros((BLOCKS * len(texts), outputs))
-            starts = np.flatnonzero(np.diff(places, prepend=-1))
+            # A run ends with its part too, or a row's sum would depend on who is beside it.
+            part = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])[known]
+            starts = np.flatnonzero(np.diff(part * len(sums) + places, prepend=-1))
             if len(starts):
-                runs = np.add.reduceat(self._weights[lines], starts, axis=0)
+                runs = np.add.reduceat(self._weights[lines], starts, axis=0, dtype=np.float64)
                 np.add.at(sums, places[starts], runs)
         scales = 1 / np.sqrt(np.where(squares > 0, squares, 1.0))
         scores = (sums.reshape(*shape, outputs) * scales[:, :, None]).sum(axis=0) + self._bias

@@ -100,16 +100,17 @@ class TokenizedRows:
         )
 
     def batch(
-        self, positions: NDArray[np.int64], padding: Mapping[str, int]
+        self, positions: NDArray[np.int64], padding: Mapping[str, int], most: int
     ) -> dict[str, NDArray[np.int64]]:
         """Rows of one width as a model takes them, each of shape (rows, width).
 
         Args:
             positions: rows whose :func:`~cascadebert.batching.widths` are the same.
             padding: for each column the id that fills rows up on the right.
+            most: tokens that the model reads.
         """
         lengths = self.lengths[positions][:, None]
-        place = np.arange(widths(lengths).max())
+        place = np.arange(widths(lengths, most).max())
         inside = place < lengths
         index = np.where(inside, self.starts[positions][:, None] + place, 0)
         batch = {
@@ -136,18 +137,21 @@ class StageRun:
     speed: StageSpeed | None = None
 
 
-def row_costs(runs: Sequence[StageRun], kind: str) -> NDArray[np.float64]:
+def row_costs(
+    runs: Sequence[StageRun], kind: str, *, modelled: bool = False
+) -> NDArray[np.float64]:
     """What each row costs in each stage, float64 of shape (rows, stages).
 
     Args:
         runs: of all stages on the same rows.
-        kind: "flops" and "layers" are counted. "seconds" are those of rows of such lengths as
-            measured before, or, where one of the stages has not been measured, the time that each
-            took here, shared out by the operations of each row.
+        kind: "flops" and "layers" are counted. "seconds" are the time that each stage took here,
+            shared out by the operations of each row.
+        modelled: take as seconds what was measured before of rows of such lengths, where it was of
+            every stage.
     """
     if kind == "layers":
         costs = [np.full(len(run.lengths), float(run.cost.layers)) for run in runs]
-    elif kind == "seconds" and measured_on(runs) is not None:
+    elif kind == "seconds" and modelled and measured_on(runs) is not None:
         costs = [run.speed.row_seconds(run.lengths) for run in runs if run.speed]
     else:
         costs = [run.cost.row_flops(run.lengths) for run in runs]
@@ -196,6 +200,10 @@ class Stage(ABC):
     def with_calibration(self, calibration: Calibration | None) -> Stage:
         """The same loaded stage under another calibration."""
         return self._with_record(dataclasses.replace(self.record, calibration=calibration))
+
+    def with_runtime(self) -> Stage:
+        """The same loaded stage, whose record names the runtime that it has here."""
+        return self._with_record(dataclasses.replace(self.record, runtime=self.runtime))
 
     def with_speed(self, speed: StageSpeed) -> Stage:
         """The same loaded stage, as fast as was measured."""
@@ -337,8 +345,9 @@ class TransformerStage(Stage):
         measured = self.speed.token_budget if self.speed else None
         budget = token_budget or measured or self.token_budgets[1]
         begun = None
-        for positions in token_batches(tokens.lengths, budget):
-            wait = self.model(tokens.batch(positions, self.padding))
+        most = self.record.max_length
+        for positions in token_batches(tokens.lengths, budget, most):
+            wait = self.model(tokens.batch(positions, self.padding, most))
             # One batch is always under way while the one before is dealt with.
             if begun:
                 yield begun[0], self.finish(begun[1](), begun[0])

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascadebert import Cascade, Rows
+from cascadebert import Cascade, MinAgreement, Rows
 from cascadebert.artifact import INT8_FILES
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError
 from cascadebert.runtimes import RUNTIMES
+from cascadebert.training import quantisation
 from cascadebert.training.quantisation import MOST_LOGIT_ERROR, logit_error
 from conftest import CORPUS, Make
 
@@ -73,6 +74,45 @@ def test_the_choice_can_be_overridden(quantised: Path) -> None:
 def test_int8_of_a_stage_that_was_not_quantised(saved: Path) -> None:
     with pytest.raises(ArtifactError, match="not been quantised; build the cascade again with"):
         Cascade.from_pretrained(saved, runtime=INT8)
+
+
+def test_tuning_fixes_the_runtime(quantised: Path, tmp_path: Path) -> None:
+    other = Cascade.from_pretrained(quantised, runtime="torch")
+    other.tune(Rows([f"{text}, you" for text in ROWS.texts]), MinAgreement(0.3), 0.9, cost="flops")
+    saved = other.save_pretrained(tmp_path / "cascade")
+    again = Cascade.from_pretrained(saved)
+    assert {stage.runtime for stage in again.stages} == {"torch"}
+    with pytest.warns(CascadeWarning, match="runtime 'torch' and this is 'onnx'"):
+        Cascade.from_pretrained(saved, runtime="onnx")
+
+
+def test_rows_that_quantised_a_stage_do_not_certify_it(quantised: Path) -> None:
+    cascade = Cascade.from_pretrained(quantised)
+    with pytest.raises(InputError, match="quantised on these very rows"):
+        cascade.tune(ROWS, MinAgreement(0.3), 0.9)
+    assert cascade.tune(ROWS, MinAgreement(0.3), None)
+
+
+def test_a_runtime_that_fails_is_left_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr(quantisation, "_write_int8", fail)
+    with pytest.warns(CascadeWarning, match=r"does not run on openvino-int8.*no such operation"):
+        cascade = Cascade.from_stages([make("a")], rows=ROWS)
+    (record,) = [stage.record for stage in cascade.stages]
+    assert {trial.runtime for trial in record.trials} == {"onnx", "openvino", "openvino-bf16"}
+    assert not set(INT8_FILES) & set(record.files)
+
+
+def test_int8_files_that_the_record_does_not_name_are_not_run(
+    saved: Path, quantised: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "cascade")
+    for stage in (tmp_path / "cascade" / "stages").iterdir():
+        shutil.copytree(quantised / "stages" / "1-distilbert" / "openvino", stage / "openvino")
+    with pytest.raises(ArtifactError, match="has not been quantised"):
+        Cascade.from_pretrained(tmp_path / "cascade", runtime=INT8)
 
 
 def test_few_rows_leave_fp32_and_say_so(make: Make) -> None:

@@ -43,7 +43,7 @@ def build(
         ),
     ] = None,
     quantise: Annotated[
-        bool, typer.Option(help="Whether to run stages in int8 or bfloat16 where that is as good.")
+        bool, typer.Option(help="Whether to look for the fastest runtime, int8 and bfloat16 too.")
     ] = True,
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,

@@ -130,7 +130,7 @@ def train(
     ] = CalibrationKind.temperature,
     quantise: Annotated[
         bool,
-        typer.Option(help="Whether to run stages in int8 or bfloat16 where that is as good."),
+        typer.Option(help="Whether to look for the fastest runtime, int8 and bfloat16 too."),
     ] = True,
     epochs: Annotated[
         str | None,

@@ -97,7 +97,11 @@ def tune(
         int, typer.Option(min=0, help="Of the draw of the rows that propose; the others certify.")
     ] = 0,
     cost: Annotated[
-        str, typer.Option(help="What a stage costs: seconds (measured now), flops or layers.")
+        str,
+        typer.Option(
+            help="What a stage costs: seconds (as measured by build, train or bench --calibrate, "
+            "or else now), flops or layers."
+        ),
     ] = "seconds",
     score: Annotated[
         str, typer.Option(help=f"Confidence score: {', '.join(SCORE_NAMES)}.")

@@ -89,8 +89,8 @@ class ContenderResult:
         startup_seconds: from nothing loaded to the first answer, the engine's import included.
         accuracy: share of right answers; no answer is not a right one.
         accuracy_retained: accuracy over that of the reference on the same rows.
-        overhead: share of its time in which no stage calculates: rows are read, deferred and put
-            into batches; median of the rounds.
+        overhead: share of its time in which no stage calculates: rows are read and
+            deferred; median of the rounds.
     """
 
     name: str
@@ -113,7 +113,8 @@ class ContenderResult:
 
 @dataclass(frozen=True)
 class Oracle:
-    """What no deferral can beat: each row goes on until a stage is right, or to the last.
+    """What no deferral without skips can beat: each row ends at the first stage that is right, and
+    at the first of all where none is.
 
     Attributes:
         rows: number of rows that every stage was run on.
@@ -233,7 +234,7 @@ def oracle(right: NDArray[np.bool_], row_seconds: Floats) -> Oracle:
         row_seconds: mean seconds of a row in each stage alone, shape (stages,).
     """
     stages, rows = right.shape
-    end = np.where(right.any(axis=0), right.argmax(axis=0), stages - 1)
+    end = right.argmax(axis=0)
     spent = np.cumsum(row_seconds)[end]
     return Oracle(
         rows=rows,

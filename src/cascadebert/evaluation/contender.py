@@ -190,6 +190,7 @@ class PipelineSubject:
 
         torch.set_num_threads(usable_cores())
         record = artifact.read_record(folder).stages[number - 1]
+        artifact.check_files(folder, [record], ["torch"])
         made = pipeline(
             "text-classification",
             model=str(folder / record.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,11 +31,6 @@ class OpenVinoRuntime:
 
     def __init__(self, folder: Path, precision: str) -> None:
         path = folder / (INT8_FILES[0] if precision == INT8 else MODEL_FILE)
-        if not path.is_file():
-            raise ArtifactError(
-                f"{path}: missing, this stage has not been quantised; build the cascade again with "
-                "--data and some hundred rows, or run it with another runtime"
-            )
         settings = {
             # One batch at a time on all cores.
             "PERFORMANCE_HINT": "LATENCY",
@@ -50,10 +46,13 @@ class OpenVinoRuntime:
                 "build the cascade again"
             ) from error
         self._inputs = [value.any_name for value in model.inputs]
-        self._request = model.create_infer_request()
+        self._model = model
+        # A request serves one batch at a time.
+        self._requests = threading.local()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._model.create_infer_request()
         inputs = {name: batch[name] for name in self._inputs}
-        # The request keeps its output buffer, and fills it again with the next batch.
-        logits: NDArray[np.float32] = self._request.infer(inputs, share_inputs=True)[0].copy()
+        logits: NDArray[np.float32] = self._requests.own.infer(inputs, share_inputs=True)[0]
         return lambda: logits

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.errors import MissingDependencyError
+from cascadebert.machine import usable_cores
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, BF16, CPU_TOKEN_BUDGETS
 
 try:
@@ -38,6 +39,8 @@ class TorchRuntime:
             )
         self._model = model.eval().to(self.device)
         on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            torch.set_num_threads(usable_cores())
         self.token_budgets = CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:

@@ -52,7 +52,16 @@ LOGIT_TOLERANCE = 1e-4
 _LONGEST_PROBE = 1024
 _MOST_PROBES = 256
 _TYPICAL_TOKENS = 32
-_VERSIONS = ("cascadebert", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+_VERSIONS = (
+    "cascadebert",
+    "nncf",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 PROBE_ROWS = Rows(
     [

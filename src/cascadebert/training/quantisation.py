@@ -36,7 +36,8 @@ _TRIAL_ROWS = 500
 _TIMED_ROWS = 128
 _ROUNDS = 3
 _ALPHAS = (0.5, 0.85)
-_CANDIDATES = ("onnx", "openvino", "openvino-bf16", "openvino-int8")
+_INT8 = "openvino-int8"
+_CANDIDATES = ("onnx", "openvino", "openvino-bf16", _INT8)
 
 
 def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRecord:
@@ -51,7 +52,7 @@ def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRec
         rows: what the stage will see, such as its training rows; labels are not used.
 
     Returns:
-        The record with ``runtime``, ``trials`` and ``files``.
+        The record with ``runtime``, ``trials``, ``files`` and ``quantised_on``.
 
     Raises:
         MissingDependencyError: NNCF or OpenVINO is not installed.
@@ -68,15 +69,17 @@ def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRec
     calibration = rows.take(order[: min(_CALIBRATION_ROWS, len(rows) // 2)])
     trial = rows.take(order[::-1][: min(_TRIAL_ROWS, len(rows) // 2)])
     reference = _load(folder, record, "onnx").run_all(trial).logits
-    _quantise(folder, record, calibration, trial, reference)
-    stages = {name: _load(folder, record, name) for name in _CANDIDATES}
-    trials = _try(stages, trial, reference)
+    trials = _try(_candidates(folder, record, calibration, trial, reference), trial, reference)
     best = max(
         (trial for trial in trials if trial.logit_error <= MOST_LOGIT_ERROR),
         key=lambda trial: trial.rows_per_second,
     )
     return dataclasses.replace(
-        record, runtime=best.runtime, trials=tuple(trials), files=hash_files(folder)
+        record,
+        runtime=best.runtime,
+        trials=tuple(trials),
+        files=hash_files(folder),
+        quantised_on=rows.texts_fingerprint(),
     )
 
 
@@ -92,6 +95,39 @@ def logit_error(logits: NDArray[np.floating[Any]], reference: NDArray[np.floatin
     if not moved:
         return 0.0
     return float(moved / spread) if spread else float("inf")
+
+
+def _candidates(
+    folder: Path,
+    record: StageRecord,
+    calibration: Rows,
+    trial: Rows,
+    reference: NDArray[np.float32],
+) -> dict[str, TransformerStage]:
+    """All runtimes that can run the stage, loaded; a warning tells of the others."""
+    stages = {}
+    for name in _CANDIDATES:
+        try:
+            if name == _INT8:
+                _quantise(folder, record, calibration, trial, reference)
+            stage = _load(folder, record, name)
+            stage.run_all(trial)
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            if name == "onnx":
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(
+                f"stage '{record.name}' does not run on {name}, which is left out ({reason})",
+                CascadeWarning,
+                stacklevel=4,
+            )
+            if name == _INT8:
+                shutil.rmtree((folder / INT8_FILES[0]).parent, ignore_errors=True)
+        else:
+            stages[name] = stage
+    return stages
 
 
 def _load(folder: Path, record: StageRecord, runtime: str) -> TransformerStage:
@@ -113,7 +149,7 @@ def _quantise(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for alpha in _ALPHAS:
             _write_int8(folder / MODEL_FILE, target, batches, alpha)
-            logits = _load(folder, record, "openvino-int8").run_all(trial).logits
+            logits = _load(folder, record, _INT8).run_all(trial).logits
             error = logit_error(logits, reference)
             if error < least:
                 least = error
@@ -123,11 +159,11 @@ def _quantise(
 
 def single_rows(stage: TransformerStage, rows: Rows) -> list[dict[str, NDArray[np.int64]]]:
     """Each row as the stage's model takes it, a batch of its own."""
-    tokens = stage.tokenize(rows)
+    tokens, most = stage.tokenize(rows), stage.record.max_length
     return [
         {
             name: column
-            for name, column in tokens.batch(np.array([i]), stage.padding).items()
+            for name, column in tokens.batch(np.array([i]), stage.padding, most).items()
             if name in stage.record.inputs
         }
         for i in range(len(rows))

@@ -174,6 +174,7 @@ class CascadeTrainer:
                 "parts": [[task.name, dict(task.settings)] for task in self._plan()],
                 "validation": self._job.validation.fingerprint(),
                 "calibration": self._recipe.calibration,
+                "quantise": self._recipe.quantise,
                 "target": repr(self._target),
                 "cost": self._cost,
             }
