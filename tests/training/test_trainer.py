@@ -175,7 +175,8 @@ def test_parts_are_found_in_another_cascade(trainer: Trained, tmp_path: Path) ->
     trainer("distilbert", "mpnet", recipe=quick()).train()
     before = {path.name for path in (tmp_path / "work" / "parts").iterdir()}
     longer = {2: {"num_train_epochs": 1}, 3: {"num_train_epochs": 1}}
-    trainer("linear", "distilbert", "mpnet", recipe=Recipe(stage_arguments=longer)).train()
+    plain = Recipe(Objective("cross_entropy"), stage_arguments=longer)
+    trainer("linear", "distilbert", "mpnet", recipe=plain).train()
     after = {path.name for path in (tmp_path / "work" / "parts").iterdir()}
     assert before < after
     assert len(after) == 3
