@@ -254,7 +254,7 @@ def test_stage_changed_after_loading_is_not_saved(copy: Path, tmp_path: Path) ->
     cascade = Cascade.from_pretrained(copy)
     (copy / "stages" / "2-roberta" / "config.json").write_text("{}")
     for target in (copy, tmp_path / "elsewhere"):
-        with pytest.raises(ArtifactError, match="2-roberta: config.json is missing or not"):
+        with pytest.raises(ArtifactError, match=r"2-roberta: .* is missing or not"):
             cascade.save_pretrained(target)
     assert not (tmp_path / "elsewhere").exists()
     shutil.rmtree(copy)
