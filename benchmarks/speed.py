@@ -21,9 +21,9 @@ import numpy as np
 
 import common
 from cascadebert import Cascade, MaxDrop, Rows, read_rows
+from cascadebert.data import evenly
 from cascadebert.evaluation.bench import bench, contenders
 from cascadebert.evaluation.bench_result import BenchResult
-from cascadebert.evaluation.contender import evenly
 from cascadebert.training.linear import fit_linear
 from stages import RECIPES, training_rows
 

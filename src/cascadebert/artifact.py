@@ -364,7 +364,7 @@ def check_files(folder: Path, stages: Sequence[StageRecord], runtimes: Sequence[
                 f"{folder / stage.folder}: this stage has not been quantised; build the cascade "
                 "again with --data and some hundred rows, or run it with another runtime"
             )
-        unread = (MODEL_FILE, WEIGHTS_FILE) if int8 and stage.kind == "transformer" else INT8_FILES
+        unread = (MODEL_FILE, WEIGHTS_FILE) if int8 else INT8_FILES
         name = _first_fault(folder / stage.folder, stage, unread)
         if name is None:
             continue

@@ -50,7 +50,14 @@ from cascadebert.machine import machine_name
 from cascadebert.runtimes import AUTO, refuse_unknown_runtime, runtime_for, runtime_versions
 from cascadebert.scheduler import Prediction, classify
 from cascadebert.speed import measure_speed
-from cascadebert.stage import StageRun, TransformerStage, load_stage, measured_on, row_costs
+from cascadebert.stage import (
+    Stage,
+    StageRun,
+    TransformerStage,
+    load_stage,
+    measured_on,
+    row_costs,
+)
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
@@ -369,7 +376,8 @@ class Cascade:
                 CascadeWarning,
                 stacklevel=2,
             )
-        tuned = self._calibrated(fitted)._as_run()
+        calibrated = self._calibrated(fitted).stages
+        tuned = self._with_stages([stage.with_runtime() for stage in calibrated])
         self.stages = tuned.stages
         self._record = dataclasses.replace(
             tuned._record, score=score, score_parameters=policy.score.parameters
@@ -410,9 +418,8 @@ class Cascade:
             stages.append(stage.with_speed(measure_speed(stage, checked)))
             if progress:
                 progress(1)
-        self.stages = tuple(stages)
-        records = tuple(stage.record for stage in stages)
-        self._record = dataclasses.replace(self._record, stages=records)
+        measured = self._with_stages(stages)
+        self.stages, self._record = measured.stages, measured._record
 
     def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:
         """Run every stage on every row, whatever the thresholds.
@@ -492,20 +499,14 @@ class Cascade:
 
     def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
         """The same loaded stages under other calibrations."""
-        other = copy.copy(self)
-        other.stages = tuple(
-            stage.with_calibration(calibration)
-            for stage, calibration in zip(self.stages, calibrations, strict=True)
-        )
-        records = tuple(stage.record for stage in other.stages)
-        other._record = dataclasses.replace(self._record, stages=records)
-        return other
+        pairs = zip(self.stages, calibrations, strict=True)
+        return self._with_stages([stage.with_calibration(own) for stage, own in pairs])
 
-    def _as_run(self) -> Cascade:
-        """The same loaded stages, to be run from now on as they are here."""
+    def _with_stages(self, stages: Sequence[Stage]) -> Cascade:
+        """The same cascade of these stages, and of what their records say."""
         other = copy.copy(self)
-        other.stages = tuple(stage.with_runtime() for stage in self.stages)
-        records = tuple(stage.record for stage in other.stages)
+        other.stages = tuple(stages)
+        records = tuple(stage.record for stage in stages)
         other._record = dataclasses.replace(self._record, stages=records)
         return other
 

@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cascadebert.errors import InputError
+
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,13 @@ class Rows:
         second: Sequence[str | None] = self.pairs or [None] * len(self)
         return zip(self.texts, second, strict=True)
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Characters of each row, of both texts together, int64 of shape (rows,)."""
+        sizes = np.fromiter(map(len, self.texts), np.int64, len(self))
+        if self.pairs is not None:
+            sizes += np.fromiter(map(len, self.pairs), np.int64, len(self))
+        return sizes
+
     def fingerprint(self) -> str:
         """SHA-256 of all texts, second texts and labels in their order."""
         digest = hashlib.sha256()
@@ -100,6 +112,16 @@ class Rows:
         for row in sorted(map(json.dumps, self.both_texts())):
             digest.update(row.encode())
         return digest.hexdigest()
+
+
+def evenly(rows: int, count: int) -> NDArray[np.int64]:
+    """Positions of ``count`` rows drawn evenly, ascending.
+
+    Those of a smaller count are among those of a larger one. Multiples of the golden ratio keep
+    clear of whatever period the rows may have, such as labels in turn.
+    """
+    places = np.arange(rows) * _GOLDEN_RATIO % 1
+    return np.sort(np.argsort(places, kind="stable")[:count])
 
 
 def text_fault(text: object) -> str | None:

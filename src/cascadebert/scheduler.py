@@ -177,7 +177,7 @@ class _Reader:
         self, stage: Stage, pending: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
         """Parts of rows of like length, the longest first."""
-        order = pending[np.argsort(-self._sizes(pending), kind="stable")]
+        order = pending[np.argsort(-self._rows.sizes()[pending], kind="stable")]
         parts = [order[i : i + _ROWS_A_PART] for i in range(0, len(order), _ROWS_A_PART)]
         with ThreadPoolExecutor(1, "cascadebert-reader") as thread:
             waiting = thread.submit(self._read, stage, parts[0])
@@ -186,12 +186,3 @@ class _Reader:
                 if number < len(parts):
                     waiting = thread.submit(self._read, stage, parts[number])
                 yield part, tokens
-
-    def _sizes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Characters of each row."""
-        texts, pairs = self._rows.texts, self._rows.pairs
-        index = positions.tolist()
-        sizes = np.fromiter((len(texts[i]) for i in index), np.int64, len(index))
-        if pairs is not None:
-            sizes += np.fromiter((len(pairs[i]) for i in index), np.int64, len(index))
-        return sizes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.artifact import StageSpeed
-from cascadebert.data import Rows
+from cascadebert.data import Rows, evenly
 from cascadebert.machine import machine_name
 from cascadebert.stage import Stage
 
@@ -51,15 +51,11 @@ def measure_speed(stage: Stage, rows: Rows) -> StageSpeed:
 
 def _enough(stage: Stage, rows: Rows) -> Rows:
     """As many of the rows as take about a second, drawn evenly; again and again if they are few."""
-    some = rows.take(_evenly(len(rows), min(_FIRST_ROWS, len(rows))))
+    some = rows.take(evenly(len(rows), _FIRST_ROWS))
     _seconds(stage, some, None)
     took = _seconds(stage, some, None)
     wanted = int(np.clip(len(some) * _SECONDS_A_RUN / took, _FIRST_ROWS, _MOST_ROWS))
-    return rows.take(_evenly(len(rows), wanted))
-
-
-def _evenly(of: int, count: int) -> list[int]:
-    return [i * of // count for i in range(count)] if count <= of else list(np.arange(count) % of)
+    return rows.take(np.resize(evenly(len(rows), wanted), wanted))
 
 
 def _best_budget(stage: Stage, rows: Rows) -> int:

@@ -359,8 +359,7 @@ class TransformerStage(Stage):
 def _tokenizer_calls(rows: Rows) -> Iterator[tuple[int, int]]:
     """First and last row of parts that are small in rows and, but for one row, in characters."""
     start, characters = 0, 0
-    for i, text in enumerate(rows.texts):
-        size = len(text) + (len(rows.pairs[i]) if rows.pairs else 0)
+    for i, size in enumerate(rows.sizes().tolist()):
         too_long = characters + size > _CHARACTERS_PER_TOKENIZER_CALL and i > start
         if too_long or i - start == _ROWS_PER_TOKENIZER_CALL:
             yield start, i

@@ -19,12 +19,13 @@ import psutil
 import pytest
 
 from cascadebert import Cascade, MaxDrop, Rows
+from cascadebert.data import evenly
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
 from cascadebert.evaluation.bench import STEPS_BESIDE_ROUNDS, bench, contenders, rows_that_fit
 from cascadebert.evaluation.bench_picture import plot_bench, refuse_picture
 from cascadebert.evaluation.bench_result import BenchResult, Measured, figures, oracle, oracle_of
 from cascadebert.evaluation.command import Command
-from cascadebert.evaluation.contender import evenly, load
+from cascadebert.evaluation.contender import load
 from cascadebert.evaluation.worker import Run, Worker
 from conftest import CORPUS
 from conftest import Run as Cli

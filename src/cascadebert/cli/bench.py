@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
+from cascadebert.data import evenly
 from cascadebert.errors import InputError
 from cascadebert.evaluation.bench import (
     DEFAULT_ROUNDS,
@@ -23,7 +24,6 @@ from cascadebert.evaluation.bench import bench as run_benchmark
 from cascadebert.evaluation.bench_picture import plot_bench, refuse_picture
 from cascadebert.evaluation.bench_result import COMMAND, BenchResult, ContenderResult
 from cascadebert.evaluation.command import try_commands
-from cascadebert.evaluation.contender import evenly
 from cascadebert.evaluation.svg import shown
 
 _NAME = 48

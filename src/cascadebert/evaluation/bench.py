@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cascadebert.artifact import RECORD_FILE, read_record
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, as_rows, listed
+from cascadebert.data import Rows, as_rows, evenly, listed
 from cascadebert.errors import InputError
 from cascadebert.evaluation.bench_result import (
     CASCADE,
@@ -33,11 +33,10 @@ from cascadebert.evaluation.bench_result import (
     oracle_of,
 )
 from cascadebert.evaluation.command import Command, try_commands
-from cascadebert.evaluation.contender import evenly
 from cascadebert.evaluation.worker import Run, Worker
 from cascadebert.machine import machine_name, usable_cores
 from cascadebert.runtimes import RUNTIMES, runtime_versions
-from cascadebert.stage import Stage, TransformerStage
+from cascadebert.stage import TransformerStage
 
 DEFAULT_ROUNDS = 3
 DEFAULT_SECONDS = 30.0
@@ -257,7 +256,7 @@ def _cascade(cascade: Cascade) -> Contender:
         CASCADE,
         CASCADE,
         " ".join(stage.runtime for stage in stages),
-        _recipe(range(1, len(stages) + 1), map(_engine, stages)),
+        _recipe(range(1, len(stages) + 1), (stage.runtime for stage in stages)),
     )
 
 
@@ -268,17 +267,12 @@ def _alone(cascade: Cascade, number: int, runtime: str | None = None) -> Contend
         f"{name}, {_ENGINES[runtime]}" if runtime else name,
         STAGE,
         runtime or stage.runtime,
-        _recipe([number], [runtime or _engine(stage)]),
+        _recipe([number], [runtime or stage.runtime]),
     )
 
 
 def _recipe(stages: Iterable[int], runtimes: Iterable[str]) -> dict[str, Any]:
     return {"stages": list(stages), "runtimes": list(runtimes)}
-
-
-def _engine(stage: Stage) -> str:
-    """The runtime to load a stage with; for what is no transformer it says nothing."""
-    return stage.runtime if isinstance(stage, TransformerStage) else stage.record.runtime
 
 
 def _pipeline(name: str, number: int, size: int) -> Contender:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadebert.data import evenly
 from cascadebert.deferral.confidence import Floats
-from cascadebert.evaluation.contender import evenly
 from cascadebert.machine import usable_cores
 
 CASCADE, STAGE, PIPELINE, COMMAND = "cascade", "stage", "pipeline", "command"

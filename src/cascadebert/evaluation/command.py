@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from cascadebert.data import Rows, label_name, listed
+from cascadebert.data import Rows, evenly, label_name, listed
 from cascadebert.errors import InputError
-from cascadebert.evaluation.contender import evenly
 from cascadebert.evaluation.worker import Run, ended, last_words
 
 INPUT, OUTPUT = "{input}", "{output}"

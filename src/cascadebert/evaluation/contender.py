@@ -37,27 +37,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert import artifact
-from cascadebert.artifact import CascadeRecord
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows
+from cascadebert.data import Rows, evenly
 from cascadebert.deferral.confidence import DEFAULT_SCORE
+from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
 from cascadebert.machine import usable_cores
 from cascadebert.stage import Stage
 
 _STATUS = Path("/proc/self/status")
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _MOST_SINGLE_ROWS, _LEAST_SINGLE_ROWS = 200, 10
-
-
-def evenly(rows: int, count: int) -> NDArray[np.int64]:
-    """Positions of ``count`` rows drawn evenly, ascending.
-
-    Those of a smaller count are among those of a larger one. Multiples of the golden ratio keep
-    clear of whatever period the rows may have, such as labels in turn.
-    """
-    places = np.arange(rows) * _GOLDEN_RATIO % 1
-    return np.sort(np.argsort(places, kind="stable")[:count])
 
 
 def peak_memory_mb() -> float:
@@ -130,9 +119,11 @@ class CascadeSubject:
             dataclasses.replace(record.stages[number - 1], runtime=runtime)
             for number, runtime in zip(stages, runtimes, strict=True)
         )
-        whole = len(wanted) == len(record.stages)
-        record = dataclasses.replace(record if whole else _undecided(record), stages=wanted)
-        self._cascade = Cascade(folder, record)
+        chosen = dataclasses.replace(record, stages=wanted)
+        if len(wanted) < len(record.stages):
+            plain = dataclasses.replace(chosen, score=DEFAULT_SCORE, score_parameters=None)
+            chosen = plain.with_routing(Thresholds.last_stage_alone(len(wanted)))
+        self._cascade = Cascade(folder, chosen)
         self._stopwatch = _Stopwatch()
         self._cascade.stages = tuple(map(self._stopwatch.on, self._cascade.stages))
 
@@ -158,21 +149,6 @@ class CascadeSubject:
             "predicted_seconds": total,
             "predicted_on": " and ".join(dict.fromkeys(machines)),
         }
-
-
-def _undecided(record: CascadeRecord) -> CascadeRecord:
-    """The cascade without what lies between its stages."""
-    return dataclasses.replace(
-        record,
-        score=DEFAULT_SCORE,
-        score_parameters=None,
-        thresholds=None,
-        skip_thresholds=(),
-        abstain_threshold=0.0,
-        cost=None,
-        certificate=None,
-        data_fingerprint=None,
-    )
 
 
 class PipelineSubject:

@@ -1,7 +1,7 @@
 """Token ids in, logits out: the engines that run a stage.
 
 A runtime is one module here with one class. To add one, write the module and name it in
-``RUNTIMES``.
+``ENGINES``.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _TIMED_ROWS = 128
 _ROUNDS = 3
 _ALPHAS = (0.5, 0.85)
 _INT8 = "openvino-int8"
-_CANDIDATES = ("onnx", "openvino", "openvino-bf16", _INT8)
+_BESIDE_FP32 = ("openvino", "openvino-bf16", _INT8)
 
 
 def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRecord:
@@ -68,8 +68,7 @@ def with_best_runtime(record: StageRecord, folder: Path, rows: Rows) -> StageRec
     order = np.random.default_rng(0).permutation(len(rows))
     calibration = rows.take(order[: min(_CALIBRATION_ROWS, len(rows) // 2)])
     trial = rows.take(order[::-1][: min(_TRIAL_ROWS, len(rows) // 2)])
-    reference = _load(folder, record, "onnx").run_all(trial).logits
-    trials = _try(_candidates(folder, record, calibration, trial, reference), trial, reference)
+    trials = _try(folder, record, calibration, trial)
     best = max(
         (trial for trial in trials if trial.logit_error <= MOST_LOGIT_ERROR),
         key=lambda trial: trial.rows_per_second,
@@ -97,37 +96,47 @@ def logit_error(logits: NDArray[np.floating[Any]], reference: NDArray[np.floatin
     return float(moved / spread) if spread else float("inf")
 
 
-def _candidates(
-    folder: Path,
-    record: StageRecord,
-    calibration: Rows,
-    trial: Rows,
-    reference: NDArray[np.float32],
-) -> dict[str, TransformerStage]:
-    """All runtimes that can run the stage, loaded; a warning tells of the others."""
-    stages = {}
-    for name in _CANDIDATES:
+def _try(folder: Path, record: StageRecord, calibration: Rows, trial: Rows) -> list[RuntimeTrial]:
+    """Compare the answers of all runtimes that can run the stage, then time them in turn.
+
+    A warning tells of the others.
+    """
+    fp32 = _load(folder, record, "onnx")
+    stages, logits = {"onnx": fp32}, {"onnx": fp32.run_all(trial).logits}
+    reference = logits["onnx"]
+    for name in _BESIDE_FP32:
         try:
             if name == _INT8:
-                _quantise(folder, record, calibration, trial, reference)
+                _quantise(fp32, single_rows(fp32, calibration), trial, reference)
             stage = _load(folder, record, name)
-            stage.run_all(trial)
+            logits[name] = stage.run_all(trial).logits
         except MissingDependencyError:
             raise
         except Exception as error:
-            if name == "onnx":
-                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
                 f"stage '{record.name}' does not run on {name}, which is left out ({reason})",
                 CascadeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
             if name == _INT8:
                 shutil.rmtree((folder / INT8_FILES[0]).parent, ignore_errors=True)
         else:
             stages[name] = stage
-    return stages
+    timed = trial.slice(0, _TIMED_ROWS)
+    rounds = [
+        {name: stage.run_all(timed).seconds for name, stage in stages.items()}
+        for _ in range(_ROUNDS)
+    ]
+    return [
+        RuntimeTrial(
+            runtime=name,
+            rows_per_second=len(timed) / statistics.median(once[name] for once in rounds),
+            agreement=float((own.argmax(axis=1) == reference.argmax(axis=1)).mean()),
+            logit_error=logit_error(own, reference),
+        )
+        for name, own in logits.items()
+    ]
 
 
 def _load(folder: Path, record: StageRecord, runtime: str) -> TransformerStage:
@@ -135,21 +144,20 @@ def _load(folder: Path, record: StageRecord, runtime: str) -> TransformerStage:
 
 
 def _quantise(
-    folder: Path,
-    record: StageRecord,
-    calibration: Rows,
+    stage: TransformerStage,
+    batches: Sequence[dict[str, NDArray[np.int64]]],
     trial: Rows,
     reference: NDArray[np.float32],
 ) -> None:
     """Write the int8 model with the alpha that moves logits least."""
+    folder = stage.folder
     target = (folder / INT8_FILES[0]).parent
     target.mkdir()
     least = np.inf
-    batches = single_rows(_load(folder, record, "onnx"), calibration)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for alpha in _ALPHAS:
             _write_int8(folder / MODEL_FILE, target, batches, alpha)
-            logits = _load(folder, record, _INT8).run_all(trial).logits
+            logits = _load(folder, stage.record, _INT8).run_all(trial).logits
             error = logit_error(logits, reference)
             if error < least:
                 least = error
@@ -200,24 +208,3 @@ def _write_int8(
             ),
         )
     openvino.save_model(quantised, target / Path(INT8_FILES[0]).name, compress_to_fp16=False)
-
-
-def _try(
-    stages: dict[str, TransformerStage], rows: Rows, reference: NDArray[np.float32]
-) -> list[RuntimeTrial]:
-    """Compare their answers, then time them in turn."""
-    logits = {name: stage.run_all(rows).logits for name, stage in stages.items()}
-    timed = rows.slice(0, _TIMED_ROWS)
-    rounds = [
-        {name: stage.run_all(timed).seconds for name, stage in stages.items()}
-        for _ in range(_ROUNDS)
-    ]
-    return [
-        RuntimeTrial(
-            runtime=name,
-            rows_per_second=len(timed) / statistics.median(once[name] for once in rounds),
-            agreement=float((own.argmax(axis=1) == reference.argmax(axis=1)).mean()),
-            logit_error=logit_error(own, reference),
-        )
-        for name, own in logits.items()
-    ]
