@@ -1,20 +1,21 @@
-"""Engines and precisions on plain sst2 stages: speed, accuracy, and how far a batch moves a row.
+"""Engines and precisions: speed, accuracy, and how far a batch moves a row.
 
-    CASCADEBERT_DATA=... python benchmarks/engines.py [STAGE ...]
+    CASCADEBERT_DATA=... python benchmarks/engines.py
 
-Needs the checkpoints that ``stages.py`` makes. Each stage is exported and quantised as
-``cascadebert build --data`` does it, and beside that by ONNX Runtime's own tools: dynamically,
-statically (QDQ) and with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn:
-every engine runs all rows once a round. Then the rows are put into other batches of one width, and
-into ordinary ones, 32 at random and padded to the longest.
+Needs the cascades that ``speed.py`` builds. Each stage of sst2's, quantised as ``cascadebert build
+--data`` does it, is quantised by ONNX Runtime's own tools too: dynamically, statically (QDQ) and
+with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn: every engine runs all
+rows once a round. Then the rows are put into other batches of one width, and into ordinary ones, 32
+at random and padded to the longest. Last, what bfloat16 and int8 cost MPNet in accuracy, on the
+test rows of all five data sets.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import statistics
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -32,18 +34,20 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 import common
-from cascadebert.artifact import MODEL_FILE
-from cascadebert.data import Rows
+from cascadebert.artifact import MODEL_FILE, StageRecord, read_record
+from cascadebert.data import Rows, evenly
 from cascadebert.files import read_rows
+from cascadebert.machine import usable_cores
 from cascadebert.stage import TransformerStage
-from cascadebert.training.export import export_stage
-from cascadebert.training.quantisation import single_rows, with_best_runtime
+from cascadebert.training.quantisation import single_rows
+from speed import TASKS
 from stages import training_rows
 
 TASK = "sst2"
-STAGES = ("MiniLM-L3", "MiniLM-L6", "MPNet")
 ROUNDS = 3
 CALIBRATION_ROWS = 300
+TEST_ROWS = 2_000
+SIDE = 4_096
 BATCH = 32
 OURS = {
     "torch fp32": "torch",
@@ -57,21 +61,24 @@ REFERENCE = "torch fp32"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="*", default=STAGES)
-    arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    results = {stage: compare(stage) for stage in arguments.stages}
-    common.keep("engines", {"stages": results}, table(results))
+    results = {record.name: compare(record, folder) for record, folder in transformers(TASK)}
+    losses = {task: precisions(task) for task in TASKS}
+    text = table(results) + "\n\n" + precision_table(losses)
+    common.keep("engines", {"stages": results, "precisions": losses}, text)
 
 
-def compare(name: str) -> dict[str, Any]:
+def transformers(task: str) -> list[tuple[StageRecord, Path]]:
+    """The transformers of a task's cascade, small to large, and where they lie."""
+    cascade = common.CHECKPOINTS / task / "fast"
+    stages = read_record(cascade).stages
+    return [(stage, cascade / stage.folder) for stage in stages if stage.kind == "transformer"]
+
+
+def compare(record: StageRecord, folder: Path) -> dict[str, Any]:
     """Every engine on one stage."""
-    folder = common.CHECKPOINTS / "engines" / name
-    shutil.rmtree(folder, ignore_errors=True)
+    name = record.name
     train = Rows(training_rows(TASK, 2_000).texts)
-    record = export_stage(common.CHECKPOINTS / TASK / name, folder, name=name)
-    record = with_best_runtime(record, folder, train)
     stages = {
         title: TransformerStage(folder, record, record.labels, runtime)
         for title, runtime in OURS.items()
@@ -86,6 +93,11 @@ def compare(name: str) -> dict[str, Any]:
         {title: stage.run_all(test).seconds for title, stage in stages.items()}
         for _ in range(ROUNDS)
     ]
+    lengths = stages[REFERENCE].tokenize(test).lengths
+    # Of the products with weights, which are what is quantised, on tokens that are no padding.
+    fixed, a_token, _ = record.cost.flops
+    operations = float((fixed + a_token * lengths).sum())
+    peak = int8_peak()
     found = {}
     for title, stage in stages.items():
         ratios = [once[REFERENCE] / once[title] for once in rounds]
@@ -96,6 +108,9 @@ def compare(name: str) -> dict[str, Any]:
         padded = in_padded_batches(stage, test)
         found[title] = {
             "rows_per_second": len(test) / statistics.median(once[title] for once in rounds),
+            "share_of_int8_peak": operations
+            / statistics.median(once[title] for once in rounds)
+            / peak,
             "against_torch": [statistics.median(ratios), min(ratios), max(ratios)],
             "accuracy": float((logits[title].argmax(axis=1) == truth).mean()),
             "agreement": share_alike(logits[title], logits["ONNX Runtime fp32"]),
@@ -107,11 +122,72 @@ def compare(name: str) -> dict[str, Any]:
     return found
 
 
+def int8_peak() -> float:
+    """Operations a second of one large product of int8 matrices, the best of a few."""
+    torch.set_num_threads(usable_cores())
+    left = torch.randint(-100, 100, (SIDE, SIDE), dtype=torch.int8)
+    right = torch.randint(-100, 100, (SIDE, SIDE), dtype=torch.int8)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch._int_mm(left, right)
+        seconds.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / min(seconds)
+
+
+def precisions(task: str) -> dict[str, Any]:
+    """Accuracy of MPNet by runtime, and its loss against fp32 on the same rows."""
+    record, folder = transformers(task)[-1]
+    test = read_rows(common.data_folder(task) / "test.jsonl", with_labels=True)
+    test = test.take(evenly(len(test), TEST_ROWS).tolist())
+    truth = np.array([record.labels.index(label) for label in test.labels or ()])
+    right = {
+        runtime: TransformerStage(folder, record, record.labels, runtime)
+        .run_all(test)
+        .logits.argmax(axis=1)
+        == truth
+        for runtime in ("onnx", "openvino-bf16", "openvino-int8")
+    }
+    found: dict[str, Any] = {"rows": len(test), "fp32": float(right["onnx"].mean())}
+    for runtime in ("openvino-bf16", "openvino-int8"):
+        lost = right["onnx"].astype(int) - right[runtime]
+        error = float(lost.std(ddof=1) / np.sqrt(len(lost)))
+        found[runtime] = {"lost": float(lost.mean()), "standard_error": error}
+    print(task, found, flush=True)
+    return found
+
+
+def precision_table(losses: dict[str, Any]) -> str:
+    """One line a data set, then the mean."""
+    lines = [
+        "| MPNet on | test rows | accuracy in fp32 | lost in bfloat16, points | lost in int8 |",
+        "|---|---|---|---|---|",
+    ]
+    names = ("openvino-bf16", "openvino-int8")
+    for task, found in losses.items():
+        shown = (
+            f"{100 * found[name]['lost']:+.2f} ± {100 * found[name]['standard_error']:.2f}"
+            for name in names
+        )
+        lines.append(f"| {task} | {found['rows']:,} | {found['fp32']:.4f} | {' | '.join(shown)} |")
+    means = [np.mean([found[name]["lost"] for found in losses.values()]) for name in names]
+    errors = [
+        np.sqrt(sum(found[name]["standard_error"] ** 2 for found in losses.values())) / len(losses)
+        for name in names
+    ]
+    shown = (f"{100 * m:+.2f} ± {100 * e:.2f}" for m, e in zip(means, errors, strict=True))
+    lines.append(f"| mean | | | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def quantised_by_onnx_runtime(
     folder: Path, calibration: list[dict[str, np.ndarray]]
 ) -> dict[str, Path]:
     """The stage's graph in int8 by ONNX Runtime's tools, each in a folder of its own."""
-    folded = folder / "folded.onnx"
+    scratch = common.CHECKPOINTS / "engines" / folder.name
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    folded = scratch / "folded.onnx"
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
@@ -121,8 +197,7 @@ def quantised_by_onnx_runtime(
     onnx.save(model, folded)
     places = {}
     for title in ("dynamic", "static (QDQ)", "MatMulNBits"):
-        place = folder.with_name(f"{folder.name}-{title.split()[0]}")
-        shutil.rmtree(place, ignore_errors=True)
+        place = scratch / title.split()[0]
         place.mkdir()
         shutil.copy(folder / "tokenizer.json", place)
         target = place / MODEL_FILE
@@ -201,9 +276,10 @@ def moved(logits: np.ndarray, others: np.ndarray) -> dict[str, float]:
 def table(results: dict[str, Any]) -> str:
     """One line an engine and stage."""
     lines = [
-        "| stage | engine | rows/s | × torch fp32 (range) | test accuracy | labels as in fp32 "
-        "| other batches of one width: labels, logits moved | padded batches of 32: the same |",
-        "|---|---|---|---|---|---|---|---|",
+        "| stage | engine | rows/s | × torch fp32 (range) | of the int8 peak | test accuracy "
+        "| labels as in fp32 | other batches of one width: labels, logits moved "
+        "| padded batches of 32: the same |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, engines in results.items():
         for title, found in engines.items():
@@ -211,7 +287,8 @@ def table(results: dict[str, Any]) -> str:
             shown = f"**{title}**" if found["chosen"] else title
             lines.append(
                 f"| {name} | {shown} | {found['rows_per_second']:,.0f} "
-                f"| {middle:.2f} ({low:.2f}–{high:.2f}) | {found['accuracy']:.4f} "
+                f"| {middle:.2f} ({low:.2f}–{high:.2f}) | {found['share_of_int8_peak']:.0%} "
+                f"| {found['accuracy']:.4f} "
                 f"| {found['agreement']:.2%} | {told(found['one_width'])} "
                 f"| {told(found['padded'])} |"
             )

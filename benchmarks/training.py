@@ -59,27 +59,31 @@ def cells(tasks: list[str]) -> Iterator[Cell]:
 
 
 def run_cell(cell: Cell) -> Path:
-    """One small stage, trained; its logits on validation and test rows."""
+    """The logits of one small stage on validation and test rows."""
+
+    def make(result: Path, scratch: Path) -> None:
+        save_logits(result, train_stage(cell, scratch / "model"), cell[0])
+
+    return PARTS.run(*cell_part(cell), make)
+
+
+def train_stage(cell: Cell, output: Path) -> Path:
+    """One small stage, trained; the checkpoint that it is."""
     task, encoder, loss, seed = cell
     train = training_rows(task, RECIPES[task][0])
     objective = Objective(loss)
     wrong = difficulty(task, encoder, train) if objective.needs_difficulty else None
     teacher = last_stage(task, train) if objective.needs_teacher else None
-
-    def make(result: Path, scratch: Path) -> None:
-        checkpoint = fine_tune(
-            common.CHECKPOINTS / "pretrained" / encoder,
-            train,
-            scratch / "model",
-            objective=objective,
-            difficulty=None if wrong is None else aggregate(wrong, "graded"),
-            teacher=None if teacher is None else Outputs(teacher["train"]),
-            max_length=MAX_LENGTH,
-            **arguments(task, seed),
-        )
-        save_logits(result, checkpoint, task)
-
-    return PARTS.run(*cell_part(cell), make)
+    return fine_tune(
+        common.CHECKPOINTS / "pretrained" / encoder,
+        train,
+        output,
+        objective=objective,
+        difficulty=None if wrong is None else aggregate(wrong, "graded"),
+        teacher=None if teacher is None else Outputs(teacher["train"]),
+        max_length=MAX_LENGTH,
+        **arguments(task, seed),
+    )
 
 
 def cell_part(cell: Cell) -> tuple[str, dict[str, Any]]:

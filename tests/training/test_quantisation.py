@@ -146,3 +146,37 @@ print(cascade.versions["runtime"], cascade.alone(2).predict(["a film"]).labels)
     assert "was measured best with openvino-" in done.stderr
     assert "it runs in fp32 on ONNX Runtime" in done.stderr
     assert 'pip install "cascadebert[openvino]"' in done.stderr
+
+
+def logits_of(cascade: Cascade) -> np.ndarray:
+    return np.stack([run.logits for run in cascade.run_stages(Rows(CORPUS))])
+
+
+def test_compiled_models_are_kept_where_that_is_asked_for(
+    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits_of(Cascade.from_pretrained(quantised, runtime=INT8))
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("CASCADEBERT_CACHE", str(kept))
+    for _ in range(2):
+        loaded = Cascade.from_pretrained(quantised, runtime=INT8)
+        np.testing.assert_array_equal(logits_of(loaded), expected)
+        blobs = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+        assert len(blobs) == 2
+    assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == blobs
+    for path in blobs:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(CascadeWarning, match="cannot be used and is made again"):
+        loaded = Cascade.from_pretrained(quantised, runtime=INT8)
+    np.testing.assert_array_equal(logits_of(loaded), expected)
+    assert all(path.stat().st_size > 1000 for path in blobs)
+
+
+def test_a_cache_that_cannot_be_written_to_stops_nothing(
+    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CASCADEBERT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(CascadeWarning, match="let CASCADEBERT_CACHE name a folder to write to"):
+        loaded = Cascade.from_pretrained(quantised, runtime=INT8)
+    assert np.isfinite(logits_of(loaded)).all()

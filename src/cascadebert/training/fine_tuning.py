@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -32,11 +31,11 @@ from transformers import (
 from cascadebert.data import Rows, as_rows
 from cascadebert.errors import ArtifactError, InputError, TrainingError
 from cascadebert.training.distillation import first_token_states, refuse_other_width
-from cascadebert.training.encoding import Collator, EncodedRows, Encoder
+from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.logs import quiet, quiet_transformers
 from cascadebert.training.losses import Objective, stage_loss
 from cascadebert.training.outputs import Outputs, bf16_is_fast
-from cascadebert.training.sampling import RowSampler
+from cascadebert.training.sampling import RowTrainer
 
 Progress = Callable[[int], object]
 
@@ -260,12 +259,11 @@ def _metrics(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-class _StageTrainer(Trainer):
-    """The Trainer with the objective of a stage and a reproducible order of rows."""
+class _StageTrainer(RowTrainer):
+    """The Trainer with the objective of a stage."""
 
     objective = Objective()
     class_weights: torch.Tensor | None = None
-    paired = False
     # The loss is the mean of a batch, so the Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -310,17 +308,6 @@ class _StageTrainer(Trainer):
         # A seed of its own for each batch: a training that was cut off draws the same pairs.
         seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_000_003 + int(rows[0])
         return torch.Generator().manual_seed(seed % 2**63)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        assert isinstance(dataset, EncodedRows)
-        return RowSampler(
-            dataset.lengths,
-            self.args.train_batch_size,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            order=str(self.args.train_sampling_strategy),
-            difficulty=dataset.columns.get("difficulty") if self.paired else None,
-        )
 
 
 class _RowCount(TrainerCallback):

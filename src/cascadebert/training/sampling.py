@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cascadebert.errors import InputError
+from cascadebert.training.encoding import EncodedRows
 
 ORDERS = ("group_by_length", "random", "sequential")
 
@@ -134,3 +137,24 @@ def _repeats(groups: tuple[NDArray[np.int64], ...], batch_size: int) -> list[int
 
 def _batch_count(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
+
+
+class RowTrainer(Trainer):
+    """The Trainer with a reproducible order of rows.
+
+    Attributes:
+        paired: whether every batch gets rows of two difficulties.
+    """
+
+    paired = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        assert isinstance(dataset, EncodedRows)
+        return RowSampler(
+            dataset.lengths,
+            self.args.train_batch_size,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            order=str(self.args.train_sampling_strategy),
+            difficulty=dataset.columns.get("difficulty") if self.paired else None,
+        )

@@ -1,0 +1,62 @@
+"""DeeBERT (Xin et al., ACL 2020, arXiv 2004.12993): exits by entropy, trained in two stages.
+
+Section 3.1: first the encoder and the last off-ramp are fine-tuned with L_n, then they are frozen,
+and all off-ramps but the last are trained with the sum of L_i for i < n (equation 1 is L_i, the
+cross-entropy of off-ramp i). Section 3.2: a row leaves by the first off-ramp whose distribution has
+an entropy below S.
+
+Other than in the paper: rows of a batch leave one by one and the rest is batched anew, where the
+authors' code takes one row at a time; and the entropy is taken of log-probabilities, which never
+gives a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+from transformers import TrainerState
+
+from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
+from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.regrouping import Leaves
+
+
+class DeeBERT(EarlyExit):
+    """Exits where the entropy, in nats, is below the knob: 0 is never."""
+
+    knobs = (0.0, *np.geomspace(1e-3, 5.0, 40).tolist())
+
+    def phases(self) -> Sequence[Phase]:
+        last = f"exits.{self.network.depth - 1}."
+        return (
+            Phase(_last_exit, lambda name: name.startswith(("encoder.", last))),
+            Phase(_other_exits, lambda name: not name.startswith(("encoder.", last))),
+        )
+
+    def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002
+        return lambda _, logits, *__: entropy(logits) < knob
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the softmax, in nats, (rows,).
+
+    Args:
+        logits: (rows, classes).
+    """
+    log_p = logits.float().log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def _last_exit(
+    network: ExitNetwork, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
+) -> Tensor:
+    last = network.exits[-1](network.states(inputs)[-1])
+    return exit_losses(last[None], labels)[0]
+
+
+def _other_exits(
+    network: ExitNetwork, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
+) -> Tensor:
+    return exit_losses(network(**inputs)[:-1], labels).sum()

@@ -1,0 +1,144 @@
+"""An encoder with an exit after every layer, which can be run one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cascadebert.errors import InputError
+
+ARCHITECTURES = ("bert", "electra", "mpnet", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every layer reads beside the hidden states.
+
+    Attributes:
+        mask: 0 where there is a token and very negative where there is padding, of shape
+            (rows, 1, 1, tokens).
+        position_bias: what MPNet adds to its attention scores, (1, heads, tokens, tokens).
+    """
+
+    mask: Tensor
+    position_bias: Tensor | None
+
+    def take(self, rows: Tensor) -> Surroundings:
+        """The same for some of the rows."""
+        return Surroundings(self.mask[rows], self.position_bias)
+
+
+class Exit(nn.Module):
+    """A classifier on the first token's state: a layer with tanh as BERT's pooler, then logits."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits (rows, outputs) of first-token states (rows, width)."""
+        logits: Tensor = self.out(self.dropout(torch.tanh(self.dense(states))))
+        return logits
+
+
+class ExitNetwork(nn.Module):
+    """An encoder under one :class:`Exit` a layer.
+
+    Args:
+        encoder: of one of :data:`ARCHITECTURES`, without a head.
+        outputs: classes, or 1 for a regression.
+        layers: that are kept, from the first; by default all.
+
+    Raises:
+        InputError: another architecture, or more layers than there are.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, outputs: int, layers: int | None = None) -> None:
+        super().__init__()
+        config: Any = encoder.config
+        if config.model_type not in ARCHITECTURES:
+            raise InputError(
+                f"no exits can be built into {config.model_type!r}; there are "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        kept = config.num_hidden_layers if layers is None else layers
+        if not 1 <= kept <= config.num_hidden_layers:
+            raise InputError(
+                f"{kept} layers are asked for; the encoder has {config.num_hidden_layers}"
+            )
+        self.encoder = cast(Any, encoder)
+        self.encoder.encoder.layer = self.encoder.encoder.layer[:kept]
+        self.outputs = outputs
+        self.exits = nn.ModuleList(
+            Exit(config.hidden_size, outputs, config.hidden_dropout_prob) for _ in range(kept)
+        )
+        for one in cast(list[Exit], self.exits):
+            for module in (one.dense, one.out):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, each with an exit."""
+        return len(self.exits)
+
+    def begin(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Surroundings]:
+        """The embeddings, (rows, tokens, width), and what the layers read beside them.
+
+        Args:
+            inputs: ``input_ids``, ``attention_mask`` and what else the tokenizer made, each int64
+                of shape (rows, tokens).
+        """
+        read = {name: ids for name, ids in inputs.items() if name != "attention_mask"}
+        hidden = self.encoder.embeddings(**read)
+        if hasattr(self.encoder, "embeddings_project"):
+            hidden = self.encoder.embeddings_project(hidden)
+        padding = inputs["attention_mask"][:, None, None, :] == 0
+        mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)
+        mask = mask.masked_fill(padding, torch.finfo(hidden.dtype).min)
+        inner = self.encoder.encoder
+        bias = (
+            inner.compute_position_bias(hidden[:1])
+            if hasattr(inner, "compute_position_bias")
+            else None
+        )
+        return hidden, Surroundings(mask, bias)
+
+    def layer(self, number: int, hidden: Tensor, surroundings: Surroundings) -> Tensor:
+        """Hidden states after a layer, of the shape of those before it.
+
+        Args:
+            number: of the layer, from 1.
+            hidden: (rows, tokens, width).
+            surroundings: of the same rows.
+        """
+        module = self.encoder.encoder.layer[number - 1]
+        bias = surroundings.position_bias
+        more = () if bias is None else (bias,)
+        out = module(hidden, surroundings.mask, *more)
+        states: Tensor = out[0] if isinstance(out, tuple) else out
+        return states
+
+    def states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """First-token states after every layer, (layers, rows, width)."""
+        hidden, surroundings = self.begin(inputs)
+        found = []
+        for number in range(1, self.depth + 1):
+            hidden = self.layer(number, hidden, surroundings)
+            found.append(hidden[:, 0])
+        return torch.stack(found)
+
+    def off_ramps(self, states: Tensor) -> Tensor:
+        """Logits of every exit, (layers, rows, outputs), out of :meth:`states`."""
+        return torch.stack([ramp(own) for ramp, own in zip(self.exits, states, strict=True)])
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits of every exit, (layers, rows, outputs)."""
+        return self.off_ramps(self.states(inputs))

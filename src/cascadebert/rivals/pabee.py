@@ -1,0 +1,74 @@
+"""PABEE (Zhou et al., NeurIPS 2020, arXiv 2006.04152): exits when enough layers in a row agree.
+
+Section 3.2, inference: a counter goes up by one where an exit agrees with the one before (of a
+regression: differs by less than a threshold) and back to 0 where it does not; a row leaves when the
+counter reaches the patience t. Section 3.3, training: all exits jointly, with the mean of their
+losses weighted by layer, sum_j j L_j / sum_j j.
+
+Other than in the authors' code, which answers one row at a time, every row of a batch has its own
+counter and leaves when it is reached. transformers' version gives the first exit the weight 1 and
+exit i of the rest i + 1; here it is the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import TrainerState
+
+from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
+from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.regrouping import Leaves
+
+
+class PABEE(EarlyExit):
+    """Exits when the answer has stayed the same over as many layers more as the knob says.
+
+    Args:
+        checkpoint: folder or hub name of a pre-trained encoder.
+        tolerance: of a regression, how little two answers may differ and still agree.
+        settings: those of :class:`EarlyExit`.
+    """
+
+    regressions = True
+
+    def __init__(
+        self, checkpoint: str | PathLike[str], *, tolerance: float = 0.1, **settings: Any
+    ) -> None:
+        super().__init__(checkpoint, **settings)
+        self._tolerance = tolerance
+
+    @property
+    def knobs(self) -> Sequence[float]:  # type: ignore[override]
+        return range(self.network.depth, 0, -1)
+
+    def phases(self) -> Sequence[Phase]:
+        return (Phase(_weighted),)
+
+    def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002
+        agreed = np.zeros(rows, dtype=np.int64)
+        before = np.full(rows, np.nan)
+        apart = self._tolerance if self._regression else 0.5
+
+        def leaves(_: int, logits: Tensor, __: Tensor, here: NDArray[np.int64]) -> Tensor:
+            answers = logits[:, 0] if self._regression else logits.argmax(dim=1)
+            now = answers.double().cpu().numpy()
+            agreed[here] = np.where(np.abs(now - before[here]) < apart, agreed[here] + 1, 0)
+            before[here] = now
+            return torch.from_numpy(agreed[here] >= knob).to(logits.device)
+
+        return leaves
+
+
+def _weighted(
+    network: ExitNetwork, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
+) -> Tensor:
+    losses = exit_losses(network(**inputs), labels)
+    weights = torch.arange(1, network.depth + 1, device=losses.device)
+    return (weights * losses).sum() / weights.sum()

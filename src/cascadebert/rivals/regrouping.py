@@ -1,0 +1,141 @@
+"""Early exits on many rows: what has not left after a layer goes on in full batches.
+
+All rows of a window go through a layer before any goes through the next. Rows of one width are
+batched together, and after each layer those that stay are put together anew, so that late layers
+run on few batches and not on many small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cascadebert.batching import widths
+from cascadebert.rivals.network import ExitNetwork, Surroundings
+
+Leaves = Callable[[int, Tensor, Tensor, NDArray[np.int64]], Tensor]
+"""Which rows leave after a layer: called with its number from 1, the logits of its exit, the
+first-token states and the positions of the rows; returns bool of shape (rows,)."""
+
+_WINDOW = 2_048
+
+
+@dataclass(frozen=True)
+class ExitAnswers:
+    """What a network with exits says of rows.
+
+    Attributes:
+        logits: of the exit that each row left by, float32 of shape (rows, outputs).
+        layer: its layer, from 1, int64 of shape (rows,).
+    """
+
+    logits: NDArray[np.float32]
+    layer: NDArray[np.int64]
+
+
+@dataclass
+class _Group:
+    """Rows of one width between two layers."""
+
+    positions: NDArray[np.int64]
+    hidden: Tensor
+    surroundings: Surroundings
+
+    def take(self, kept: Tensor) -> _Group:
+        return _Group(
+            self.positions[kept.cpu().numpy()],
+            self.hidden[kept],
+            self.surroundings.take(kept),
+        )
+
+
+def run_with_exits(
+    network: ExitNetwork,
+    rows: Mapping[str, list[list[int]]],
+    padding: Mapping[str, int],
+    leaves: Leaves,
+    *,
+    token_budget: int = 1_024,
+    most: int | None = None,
+) -> ExitAnswers:
+    """Take rows through a network until they leave it; the last layer answers what is left.
+
+    Args:
+        network: in evaluation mode.
+        rows: what the tokenizer made, for each input one list a row, without padding.
+        padding: for each input the id that fills rows up.
+        leaves: see :data:`Leaves`; not asked after the last layer.
+        token_budget: tokens in a batch.
+        most: tokens that the network reads.
+    """
+    lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
+    logits = np.empty((len(lengths), network.outputs), dtype=np.float32)
+    layer = np.full(len(lengths), network.depth, dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    with torch.inference_mode():
+        for start in range(0, len(order), _WINDOW):
+            window = order[start : start + _WINDOW]
+            groups = list(_groups(network, rows, padding, lengths, window, most))
+            for number in range(1, network.depth + 1):
+                staying = []
+                for group in groups:
+                    group.hidden, ramp = _layer(network, number, group, token_budget)
+                    gone = torch.ones(len(ramp), dtype=torch.bool, device=ramp.device)
+                    if number < network.depth:
+                        gone = leaves(number, ramp, group.hidden[:, 0], group.positions)
+                    out = gone.cpu().numpy()
+                    logits[group.positions[out]] = ramp[gone].float().cpu().numpy()
+                    layer[group.positions[out]] = number
+                    if not out.any():
+                        staying.append(group)
+                    elif not out.all():
+                        staying.append(group.take(~gone))
+                groups = staying
+    return ExitAnswers(logits, layer)
+
+
+def _groups(
+    network: ExitNetwork,
+    rows: Mapping[str, list[list[int]]],
+    padding: Mapping[str, int],
+    lengths: NDArray[np.int64],
+    window: NDArray[np.int64],
+    most: int | None,
+) -> Iterator[_Group]:
+    """The rows of each width, embedded."""
+    device = next(network.parameters()).device
+    wide = widths(lengths[window], most)
+    for width in np.unique(wide):
+        positions = window[wide == width]
+        inputs = {
+            name: torch.full((len(positions), int(width)), padding.get(name, 0))
+            for name in {**rows, "attention_mask": None}
+        }
+        for i, position in enumerate(positions):
+            inputs["attention_mask"][i, : lengths[position]] = 1
+            for name, ids in rows.items():
+                inputs[name][i, : lengths[position]] = torch.tensor(ids[position])
+        on_device = {name: ids.to(device) for name, ids in inputs.items()}
+        hidden, surroundings = network.begin(on_device)
+        yield _Group(positions, hidden, surroundings)
+
+
+def _layer(
+    network: ExitNetwork, number: int, group: _Group, token_budget: int
+) -> tuple[Tensor, Tensor]:
+    """Hidden states after a layer and the logits of its exit, batch by batch."""
+    rows_a_batch = max(token_budget // group.hidden.shape[1], 1)
+    batches = -(-len(group.hidden) // rows_a_batch)
+    hidden, logits = [], []
+    for part in torch.tensor_split(torch.arange(len(group.hidden)), batches):
+        span = slice(int(part[0]), int(part[-1]) + 1)
+        surroundings = Surroundings(group.surroundings.mask[span], group.surroundings.position_bias)
+        after = network.layer(number, group.hidden[span], surroundings)
+        hidden.append(after)
+        logits.append(network.exits[number - 1](after[:, 0]))
+    return torch.cat(hidden), torch.cat(logits)

@@ -1,0 +1,262 @@
+"""Networks with exits: the same answers however rows are batched, and exits as their papers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import entropy as scipy_entropy
+from transformers import AutoModel, AutoTokenizer, TrainerState
+
+from cascadebert.data import Rows
+from cascadebert.errors import InputError
+from cascadebert.rivals.berxit import BERxiT, CertainNetwork, _alternating, rightness
+from cascadebert.rivals.deebert import DeeBERT, entropy
+from cascadebert.rivals.early_exit import EarlyExit, exit_losses, layers_speedup
+from cascadebert.rivals.first_layers import first_layers
+from cascadebert.rivals.network import ARCHITECTURES, ExitNetwork
+from cascadebert.rivals.pabee import PABEE
+from cascadebert.rivals.regrouping import run_with_exits
+from cascadebert.rivals.shallow_deep import ShallowDeep, exit_weights
+from cascadebert.training.fine_tuning import fine_tune
+from conftest import CORPUS, LABELS
+
+TEXTS = [" ".join(text.split()[: 1 + i % 9]) for i, text in enumerate(CORPUS * 6)]
+ROWS = Rows(TEXTS, None, [LABELS[i % 3] for i in range(len(TEXTS))])
+SHORT = {"num_train_epochs": 1, "per_device_train_batch_size": 16}
+METHODS = (DeeBERT, ShallowDeep, PABEE, BERxiT)
+
+
+def network_of(folder: Path, outputs: int = 3) -> ExitNetwork:
+    torch.manual_seed(0)
+    network = CertainNetwork(AutoModel.from_pretrained(folder), outputs)
+    with torch.no_grad():
+        for ramp in network.exits:
+            ramp.out.weight.normal_(std=1.0)
+    return network.eval()
+
+
+def tokens_of(folder: Path) -> dict[str, list[list[int]]]:
+    encoded = AutoTokenizer.from_pretrained(folder)(TEXTS)
+    return {name: encoded[name] for name in encoded if name != "attention_mask"}
+
+
+def padded(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
+    return dict(AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layer_by_layer_gives_the_hidden_states_of_transformers(
+    name: str, checkpoints: dict[str, Path]
+) -> None:
+    folder = checkpoints[name]
+    inputs = padded(folder, TEXTS)
+    network = network_of(folder)
+    with torch.inference_mode():
+        theirs = AutoModel.from_pretrained(folder).eval()(**inputs, output_hidden_states=True)
+        expected = torch.stack([states[:, 0] for states in theirs.hidden_states[1:]])
+        torch.testing.assert_close(network.states(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "roberta"])
+@pytest.mark.parametrize("budget", [8, 64, 4096])
+def test_regrouped_rows_get_the_answers_of_single_rows(
+    name: str, budget: int, checkpoints: dict[str, Path]
+) -> None:
+    folder = checkpoints[name]
+    network, tokens = network_of(folder), tokens_of(folder)
+    with torch.inference_mode():
+        first = network(**padded(folder, TEXTS))[0].softmax(dim=1).amax(dim=1)
+    middle = first.sort().values[len(TEXTS) // 2 - 1 : len(TEXTS) // 2 + 1].mean()
+
+    def leaves(_: int, logits: torch.Tensor, *__: object) -> torch.Tensor:
+        return logits.softmax(dim=1).amax(dim=1) > middle
+
+    together = run_with_exits(network, tokens, {}, leaves, token_budget=budget)
+    for i in range(len(TEXTS)):
+        one = {column: ids[i : i + 1] for column, ids in tokens.items()}
+        alone = run_with_exits(network, one, {}, leaves)
+        assert alone.layer[0] == together.layer[i]
+        np.testing.assert_allclose(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
+    assert 0 < (together.layer == 1).sum() < len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "xlm-roberta"])
+def test_all_that_leave_after_a_layer_get_its_off_ramp(
+    name: str, checkpoints: dict[str, Path]
+) -> None:
+    folder = checkpoints[name]
+    network = network_of(folder)
+    with torch.inference_mode():
+        ramps = network(**padded(folder, TEXTS)).numpy()
+    for layer in range(1, network.depth + 1):
+        found = run_with_exits(
+            network,
+            tokens_of(folder),
+            {},
+            lambda number, logits, *_, own=layer: torch.full((len(logits),), number == own),
+        )
+        assert (found.layer == layer).all()
+        np.testing.assert_allclose(found.logits, ramps[layer - 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_then_no_exits_then_all_of_them(
+    method: type[EarlyExit], checkpoints: dict[str, Path]
+) -> None:
+    rival = method(checkpoints["xlm-roberta"], **SHORT).fit(ROWS)
+    slow, fast = rival.knobs[0], rival.knobs[-1]
+    never = rival.predict(ROWS, slow)
+    assert (never.layer == rival.network.depth).all()
+    np.testing.assert_array_equal(never.logits, rival.off_ramps(ROWS)[-1])
+    assert layers_speedup(never, rival.network.depth) == 1
+    knobs = [*rival.knobs[::13], fast]
+    depths = [rival.predict(ROWS, knob).layer.mean() for knob in knobs]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] < rival.network.depth
+    chosen = rival.predict(ROWS, fast)
+    ramps = rival.off_ramps(ROWS)
+    np.testing.assert_allclose(
+        chosen.logits, ramps[chosen.layer - 1, np.arange(len(ROWS))], rtol=0.05, atol=0.05
+    )
+
+
+def test_deebert_trains_the_encoder_first_and_then_the_other_exits(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[set[str]] = []
+    run = DeeBERT._run
+
+    def watched(self: DeeBERT, phase: object, rows: Rows) -> None:
+        before = {name: value.clone() for name, value in self.network.named_parameters()}
+        run(self, phase, rows)  # type: ignore[arg-type]
+        changed.append(
+            {
+                name.rpartition("exits.")[2].split(".")[0] if "exits." in name else "encoder"
+                for name, value in self.network.named_parameters()
+                if not torch.equal(value, before[name])
+            }
+        )
+
+    monkeypatch.setattr(DeeBERT, "_run", watched)
+    DeeBERT(checkpoints["xlm-roberta"], **SHORT).fit(ROWS)
+    assert changed == [{"encoder", "2"}, {"0", "1"}]
+
+
+def test_berxit_alternates_between_the_last_exit_and_all(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["bert"]
+    network = network_of(folder)
+    labels = torch.arange(len(TEXTS)) % 3
+    inputs = padded(folder, TEXTS)
+    for step, reached in ((0, [False, True]), (1, [True, True])):
+        network.zero_grad()
+        _alternating(network, inputs, labels, TrainerState(global_step=step)).backward()
+        assert [ramp.out.weight.grad is not None for ramp in network.exits] == reached
+        assert (network.certain.weight.grad is not None) == (step == 1)
+
+
+def test_certainty_of_the_right_sign(checkpoints: dict[str, Path]) -> None:
+    """It learns to be high where the exit is right, and rows leave where it is high."""
+    rival = BERxiT(checkpoints["bert"], **SHORT).fit(ROWS)
+    for bias, layer in ((20.0, 1), (-20.0, 2)):
+        torch.nn.init.constant_(rival._fast.certain.bias, bias)
+        assert (rival.predict(ROWS, 0.5).layer == layer).all()
+    logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]]])
+    assert rightness(logits, torch.tensor([0, 0])).tolist() == [[1.0, 0.0]]
+    values = rightness(torch.tensor([[[1.0], [1.0]]]), torch.tensor([1.0, 3.0]))
+    assert values[0, 0] == 1
+    assert values[0, 1] < 0.1
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6),
+    st.integers(1, 4),
+)
+def test_patience_counts_answers_in_a_row(answers: list[list[int]], patience: int) -> None:
+    rival = PABEE("unused")
+    rule = rival.leaves(None, patience, len(answers))  # type: ignore[arg-type]
+    left: dict[int, int] = {}
+    for layer in range(1, 6):
+        here = np.array([row for row in range(len(answers)) if row not in left], dtype=np.int64)
+        if not len(here):
+            break
+        logits = torch.nn.functional.one_hot(
+            torch.tensor([answers[row][layer - 1] for row in here]), 3
+        )
+        out = rule(layer, logits, torch.empty(0), here)
+        left |= {int(row): layer for row in here[out.numpy()]}
+    for row, own in enumerate(answers):
+        expected, agreed = None, 0
+        for layer in range(2, 6):
+            agreed = agreed + 1 if own[layer - 1] == own[layer - 2] else 0
+            if agreed >= patience:
+                expected = layer
+                break
+        assert left.get(row) == expected
+
+
+@pytest.mark.parametrize("method", [PABEE, BERxiT])
+def test_regression(method: type[EarlyExit], checkpoints: dict[str, Path]) -> None:
+    numbers = Rows(TEXTS, None, [str(len(text) / 10) for text in TEXTS])
+    rival = method(checkpoints["xlm-roberta"], regression=True, **SHORT).fit(numbers)
+    assert rival.labels == []
+    for knob in (rival.knobs[0], rival.knobs[-1]):
+        assert rival.predict(numbers, knob).logits.shape == (len(TEXTS), 1)
+
+
+def test_patience_of_a_regression_wants_answers_that_are_near() -> None:
+    rule = PABEE("unused", regression=True, tolerance=0.5).leaves(None, 1, 2)  # type: ignore[arg-type]
+    here = np.arange(2)
+    assert rule(1, torch.tensor([[1.0], [1.0]]), torch.empty(0), here).tolist() == [False, False]
+    assert rule(2, torch.tensor([[1.4], [1.6]]), torch.empty(0), here).tolist() == [True, False]
+
+
+@given(st.lists(st.floats(-500, 500), min_size=2, max_size=6))
+def test_entropy_as_scipy_has_it(logits: list[float]) -> None:
+    row = torch.tensor([logits])
+    expected = scipy_entropy(row[0].double().softmax(dim=0).numpy())
+    assert entropy(row)[0].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_weights_of_the_exits_grow_to_their_depth() -> None:
+    assert exit_weights(4, 0.0).tolist() == pytest.approx([0.01, 0.01, 0.01, 1.0])
+    assert exit_weights(4, 1.0).tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_losses_of_exits() -> None:
+    logits, labels = torch.randn(3, 5, 2), torch.tensor([0, 1, 1, 0, 1])
+    expected = [torch.nn.functional.cross_entropy(own, labels) for own in logits]
+    torch.testing.assert_close(exit_losses(logits, labels), torch.stack(expected))
+    values = torch.randn(5)
+    expected = [(own[:, 0] - values).square().mean() for own in logits[..., :1]]
+    torch.testing.assert_close(exit_losses(logits[..., :1], values), torch.stack(expected))
+
+
+def test_first_layers_are_a_checkpoint_of_their_own(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = first_layers(checkpoints["xlm-roberta"], 2, tmp_path / "first")
+    inputs = padded(folder, TEXTS)
+    with torch.inference_mode():
+        whole = AutoModel.from_pretrained(checkpoints["xlm-roberta"]).eval()
+        expected = whole(**inputs, output_hidden_states=True).hidden_states[2]
+        found = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    fine_tune(folder, ROWS, tmp_path / "tuned", **SHORT)
+    with pytest.raises(InputError, match="4 layers are asked for"):
+        first_layers(checkpoints["xlm-roberta"], 4, tmp_path / "more")
+
+
+def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="no exits can be built into 'distilbert'"):
+        PABEE(checkpoints["distilbert"]).fit(ROWS)
+    with pytest.raises(InputError, match="9 layers are asked for; the encoder has 2"):
+        PABEE(checkpoints["bert"], layers=9).fit(ROWS)
+    with pytest.raises(InputError, match="DeeBERT is for classes"):
+        DeeBERT(checkpoints["bert"], regression=True)
+    with pytest.raises(InputError, match="not a number"):
+        PABEE(checkpoints["bert"], regression=True).fit(ROWS)
