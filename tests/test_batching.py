@@ -30,9 +30,9 @@ def test_batches_come_widest_first_and_are_as_few_as_can_be(lengths, budget):
 
 
 @given(st.integers(1, 100_000))
-def test_a_row_is_padded_by_an_eighth_at_most(tokens):
+def test_a_row_is_padded_by_a_quarter_at_most(tokens):
     (width,) = widths([tokens])
-    assert tokens <= width <= tokens * 9 / 8
+    assert tokens <= width <= tokens * 5 / 4
 
 
 @given(LENGTHS, st.integers(1, 600))

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_WIDTHS_PER_OCTAVE = 8
+_WIDTHS_PER_OCTAVE = 4
 
 
 def widths(lengths: ArrayLike, most: int | None = None) -> NDArray[np.int64]:
     """Tokens that rows of these lengths are padded to.
 
-    Eight widths from each power of two to the next: at most 1/8 of a row is padding, 3 % on
-    average, and the engines see few shapes.
+    Four widths from each power of two to the next: at most a fifth of a row is padding, 7 % on
+    average. With eight there is half as much, but batches out of few rows are smaller, which
+    costs more, and engines keep something in memory for every shape.
 
     Args:
         lengths: tokens of each row, int64 of shape (rows,).

@@ -112,17 +112,21 @@ def test_training_then_no_exits_then_all_of_them(
     slow, fast = rival.knobs[0], rival.knobs[-1]
     never = rival.predict(ROWS, slow)
     assert (never.layer == rival.network.depth).all()
-    np.testing.assert_array_equal(never.logits, rival.off_ramps(ROWS)[-1])
+    recording = rival.record(ROWS)
+    np.testing.assert_array_equal(never.logits, recording.logits[-1])
     assert layers_speedup(never, rival.network.depth) == 1
     knobs = [*rival.knobs[::13], fast]
     depths = [rival.predict(ROWS, knob).layer.mean() for knob in knobs]
     assert depths == sorted(depths, reverse=True)
     assert depths[-1] < rival.network.depth
-    chosen = rival.predict(ROWS, fast)
-    ramps = rival.off_ramps(ROWS)
-    np.testing.assert_allclose(
-        chosen.logits, ramps[chosen.layer - 1, np.arange(len(ROWS))], rtol=0.05, atol=0.05
-    )
+    for knob in knobs:
+        answers, replayed = rival.predict(ROWS, knob), rival.replay(recording, knob)
+        # Rows that stay are batched otherwise, and bfloat16 rounds otherwise then.
+        alike = answers.layer == replayed.layer
+        assert alike.mean() > 0.9
+        np.testing.assert_allclose(
+            answers.logits[alike], replayed.logits[alike], rtol=0.05, atol=0.05
+        )
 
 
 def test_deebert_trains_the_encoder_first_and_then_the_other_exits(

@@ -45,6 +45,20 @@ class Phase:
     trains: Callable[[str], bool] = lambda _: True
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What every exit of a network says of rows.
+
+    Attributes:
+        logits: float32 of shape (layers, rows, outputs).
+        states: of the first token after all layers but the last, float32 of shape
+            (layers - 1, rows, width).
+    """
+
+    logits: NDArray[np.float32]
+    states: NDArray[np.float32]
+
+
 class EarlyExit(ABC):
     """One network in which rows leave after as many layers as they need.
 
@@ -142,16 +156,37 @@ class EarlyExit(ABC):
         padding = {"input_ids": int(self._tokenizer.pad_token_id or 0)}
         return run_with_exits(network, encoded, padding, leaves, most=self._max_length)
 
-    def off_ramps(self, rows: Rows) -> NDArray[np.float32]:
-        """Logits of every exit on every row, float32 of shape (layers, rows, outputs)."""
-        found = np.empty((self.network.depth, len(rows), max(len(self.labels), 1)), np.float32)
+    def record(self, rows: Rows) -> Recording:
+        """What every exit says of every row."""
+        network = self._fast
+        logits = np.empty((network.depth, len(rows), network.outputs), np.float32)
+        states = np.empty((network.depth - 1, len(rows), network.width), np.float32)
 
-        def keep(number: int, logits: Tensor, _: Tensor, positions: NDArray[np.int64]) -> Tensor:
-            found[number - 1, positions] = logits.float().cpu().numpy()
-            return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        def keep(number: int, own: Tensor, first: Tensor, positions: NDArray[np.int64]) -> Tensor:
+            logits[number - 1, positions] = own.float().cpu().numpy()
+            states[number - 1, positions] = first.float().cpu().numpy()
+            return torch.zeros(len(own), dtype=torch.bool, device=own.device)
 
-        found[-1] = self.run(self._fast, rows, keep).logits
-        return found
+        logits[-1] = self.run(network, rows, keep).logits
+        return Recording(logits, states)
+
+    def replay(self, recording: Recording, knob: float) -> ExitAnswers:
+        """What :meth:`predict` would answer, without running anything."""
+        layers, rows, _ = recording.logits.shape
+        leaves = self.leaves(self._fast, knob, rows)
+        dtype = next(self._fast.parameters()).dtype
+        layer = np.full(rows, layers, dtype=np.int64)
+        here = np.arange(rows)
+        with torch.inference_mode():
+            for number in range(1, layers):
+                logits, states = (
+                    torch.from_numpy(values[number - 1, here]).to(dtype)
+                    for values in (recording.logits, recording.states)
+                )
+                gone = leaves(number, logits, states, here).cpu().numpy()
+                layer[here[gone]] = number
+                here = here[~gone]
+        return ExitAnswers(recording.logits[layer - 1, np.arange(rows)], layer)
 
     def _encode(self, rows: Rows) -> dict[str, list[list[int]]]:
         pairs = None if rows.pairs is None else list(rows.pairs)

@@ -76,6 +76,7 @@ class ExitNetwork(nn.Module):
         self.encoder = cast(Any, encoder)
         self.encoder.encoder.layer = self.encoder.encoder.layer[:kept]
         self.outputs = outputs
+        self.width = int(config.hidden_size)
         self.exits = nn.ModuleList(
             Exit(config.hidden_size, outputs, config.hidden_dropout_prob) for _ in range(kept)
         )
