@@ -45,5 +45,5 @@ def test_no_row_is_padded_beyond_what_the_model_reads(lengths, most):
 
 
 def test_widths_are_few():
-    assert len(np.unique(widths(np.arange(1, 513)))) <= 60
-    assert widths([0, 1, 15, 17, 33, 100]).tolist() == [1, 1, 15, 18, 36, 104]
+    assert len(np.unique(widths(np.arange(1, 513)))) <= 32
+    assert widths([0, 1, 15, 17, 33, 100]).tolist() == [1, 1, 16, 20, 40, 112]
