@@ -1,17 +1,20 @@
 """Engines and precisions: speed, accuracy, and how far a batch moves a row.
 
-    CASCADEBERT_DATA=... python benchmarks/engines.py
+    CASCADEBERT_DATA=... python benchmarks/engines.py speed
+    CASCADEBERT_DATA=... python benchmarks/engines.py accuracy
 
 Needs the cascades that ``speed.py`` builds. Each stage of sst2's, quantised as ``cascadebert build
 --data`` does it, is quantised by ONNX Runtime's own tools too: dynamically, statically (QDQ) and
 with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn: every engine runs all
 rows once a round. Then the rows are put into other batches of one width, and into ordinary ones, 32
-at random and padded to the longest. Last, what bfloat16 and int8 cost MPNet in accuracy, on the
-test rows of all five data sets.
+at random and padded to the longest. ``accuracy`` has what bfloat16 and int8 cost MPNet, on the test
+rows of all five data sets.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import shutil
 import statistics
@@ -44,7 +47,8 @@ from speed import TASKS
 from stages import training_rows
 
 TASK = "sst2"
-ROUNDS = 3
+ROUNDS = 2
+CACHE = common.CHECKPOINTS / "engines"
 CALIBRATION_ROWS = 300
 TEST_ROWS = 2_000
 SIDE = 4_096
@@ -61,11 +65,23 @@ REFERENCE = "torch fp32"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=("speed", "accuracy"))
     logging.disable(logging.WARNING)
-    results = {record.name: compare(record, folder) for record, folder in transformers(TASK)}
-    losses = {task: precisions(task) for task in TASKS}
-    text = table(results) + "\n\n" + precision_table(losses)
-    common.keep("engines", {"stages": results, "precisions": losses}, text)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if parser.parse_args().step == "speed":
+        found = {record.name: compare(record, folder) for record, folder in transformers(TASK)}
+        (CACHE / "speed.json").write_text(json.dumps(found))
+    else:
+        losses = {task: precisions(task) for task in TASKS}
+        (CACHE / "accuracy.json").write_text(json.dumps(losses))
+    results = {
+        name: json.loads((CACHE / f"{name}.json").read_text())
+        for name in ("speed", "accuracy")
+        if (CACHE / f"{name}.json").exists()
+    }
+    tables = {"speed": table, "accuracy": precision_table}
+    common.keep("engines", results, "\n\n".join(tables[name](results[name]) for name in results))
 
 
 def transformers(task: str) -> list[tuple[StageRecord, Path]]:
@@ -184,7 +200,7 @@ def quantised_by_onnx_runtime(
     folder: Path, calibration: list[dict[str, np.ndarray]]
 ) -> dict[str, Path]:
     """The stage's graph in int8 by ONNX Runtime's tools, each in a folder of its own."""
-    scratch = common.CHECKPOINTS / "engines" / folder.name
+    scratch = CACHE / folder.name
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     folded = scratch / "folded.onnx"

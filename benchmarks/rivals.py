@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
 
 import common
 from cascadebert import Cascade, Rows, Speedup, read_rows
@@ -37,14 +40,19 @@ from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning
 from cascadebert.evaluation.metrics import dis
 from cascadebert.rivals.berxit import BERxiT
+from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
 from cascadebert.rivals.early_exit import EarlyExit, layers_speedup
 from cascadebert.rivals.first_layers import first_layers
+from cascadebert.rivals.moebert import MoEBERT
+from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.pabee import PABEE
+from cascadebert.rivals.pruning import PruningCallback, shrink
 from cascadebert.rivals.regrouping import ExitAnswers
 from cascadebert.rivals.shallow_deep import ShallowDeep
+from cascadebert.rivals.stage import as_stage
 from cascadebert.scheduler import Prediction
-from cascadebert.stage import Stage, StageRun
+from cascadebert.stage import Stage, StageRun, TransformerStage
 from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import Outputs
@@ -60,12 +68,16 @@ EXITS: dict[str, type[EarlyExit]] = {
     "Shallow-Deep": ShallowDeep,
     "PABEE": PABEE,
     "BERxiT": BERxiT,
+    "COST-EFF": COSTEFF,
 }
+# Of those trained in phases, the share of the epochs that each phase gets.
+PHASE_EPOCHS = {"COST-EFF": 0.5}
 CASCADES = {
     "cascade: L3, L6, MPNet": ("MiniLM-L3", "MiniLM-L6"),
     "cascade: linear, L3, L6, MPNet": ("linear", "MiniLM-L3", "MiniLM-L6"),
 }
 STATIC = ("first 3 layers", "first 4 layers", "first 6 layers", "first 3 layers, distilled")
+PRUNED = ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns")
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 SHOWN = (2.0, 3.0, 4.0)
 VALIDATION_ROWS, TEST_ROWS = 1_500, 2_000
@@ -194,7 +206,7 @@ def early_exit(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]
     rival = EXITS[name](
         common.CHECKPOINTS / "pretrained" / "MPNet",
         max_length=MAX_LENGTH,
-        num_train_epochs=epochs,
+        num_train_epochs=epochs * PHASE_EPOCHS.get(name, 1),
         learning_rate=rate,
         seed=seed,
     ).fit(task.train)
@@ -204,11 +216,11 @@ def early_exit(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]
     counted = {knob: layers_speedup(rival.replay(recording, knob), depth) for knob in rival.knobs}
     chosen = {min(counted, key=lambda knob: abs(counted[knob] - target)) for target in SPEEDUPS}
 
-    whole_flops = whole.run_all(task.test).costs("flops")
+    flops_of_all = network_flops(rival.network, whole.run_all(task.test).lengths)
 
     def read(answers: ExitAnswers) -> Ran:
         # The exits' own classifiers are next to nothing beside a layer.
-        flops = float((whole_flops * answers.layer / depth).sum())
+        flops = float((flops_of_all * answers.layer / depth).sum())
         return Ran(answers.logits.argmax(axis=1), flops, float(answers.layer.sum()))
 
     settings: dict[str, Setting] = {
@@ -221,6 +233,19 @@ def early_exit(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]
         "dis": {str(k + 1): inversion(task, ramps[k]) for k in range(depth)},
         "seconds": spent,
     }
+
+
+def network_flops(network: ExitNetwork, lengths: np.ndarray) -> np.ndarray:
+    """Operations of each row in all layers."""
+    tokens = [8, 16, 24]
+    counts = []
+    for length in tokens:
+        ids = torch.ones((1, length), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            network(input_ids=ids, attention_mask=ids)
+        counts.append(counter.get_total_flops())
+    found = np.linalg.solve(np.vander(tokens, increasing=True), counts)
+    return np.vander(lengths, 3, increasing=True) @ found
 
 
 def inversion(task: Task, logits: np.ndarray) -> float:
@@ -252,6 +277,51 @@ def static(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:
         )
         spent = time.perf_counter() - start
         return alone(task, checkpoint, whole) | {"seconds": spent}
+
+
+def pruned(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:
+    """Heads and columns pruned while it is fine-tuned, then cut out."""
+    _, epochs, rate = RECIPES[task.name]["MPNet"]
+    share = int(name.split()[1].rstrip("%")) / 100
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        checkpoint = fine_tune(
+            common.CHECKPOINTS / "pretrained" / "MPNet",
+            task.train,
+            Path(scratch) / "tuned",
+            callbacks=[PruningCallback(share, structured=True)],
+            max_length=MAX_LENGTH,
+            num_train_epochs=epochs,
+            learning_rate=rate,
+            seed=seed,
+        )
+        spent = time.perf_counter() - start
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    shrink(model.base_model)
+    return in_its_place(task, model, whole) | {"seconds": spent}
+
+
+def experts(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:  # noqa: ARG001
+    """The fine-tuned model cut into experts, and trained for as long again."""
+    _, epochs, rate = RECIPES[task.name]["MPNet"]
+    start = time.perf_counter()
+    rival = MoEBERT(
+        common.CHECKPOINTS / task.name / "MPNet",
+        max_length=MAX_LENGTH,
+        num_train_epochs=epochs,
+        learning_rate=rate,
+        seed=seed,
+    ).fit(task.train)
+    spent = time.perf_counter() - start
+    return in_its_place(task, rival.model, whole) | {"seconds": spent}
+
+
+def in_its_place(task: Task, model: Any, whole: Stage) -> dict[str, Any]:
+    """A model made from the whole one, on the test rows."""
+    assert isinstance(whole, TransformerStage)
+    stage = as_stage(whole, model, "rival")
+    points = measure(task, {"alone": stage_setting(task, stage)}, whole)
+    return {"points": [asdict(point) for point in points], "dis": {}}
 
 
 def complete(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:  # noqa: ARG001
@@ -310,6 +380,8 @@ METHODS: dict[str, Callable[[Task, str, int, Stage], dict[str, Any]]] = {
     **dict.fromkeys(CASCADES, cascade),
     **dict.fromkeys(("MiniLM-L3", "MiniLM-L6"), complete),
     **dict.fromkeys(STATIC, static),
+    **dict.fromkeys(PRUNED, pruned),
+    "MoEBERT": experts,
     **dict.fromkeys(EXITS, early_exit),
 }
 SEEDLESS = (cascade, complete)

@@ -15,10 +15,11 @@ from transformers import AutoModel, AutoTokenizer, TrainerState
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.berxit import BERxiT, CertainNetwork, _alternating, rightness
+from cascadebert.rivals.blocks import ARCHITECTURES
 from cascadebert.rivals.deebert import DeeBERT, entropy
 from cascadebert.rivals.early_exit import EarlyExit, exit_losses, layers_speedup
 from cascadebert.rivals.first_layers import first_layers
-from cascadebert.rivals.network import ARCHITECTURES, ExitNetwork
+from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.regrouping import run_with_exits
 from cascadebert.rivals.shallow_deep import ShallowDeep, exit_weights
@@ -256,7 +257,7 @@ def test_first_layers_are_a_checkpoint_of_their_own(
 
 
 def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="no exits can be built into 'distilbert'"):
+    with pytest.raises(InputError, match="the layers of 'distilbert' are not known"):
         PABEE(checkpoints["distilbert"]).fit(ROWS)
     with pytest.raises(InputError, match="9 layers are asked for; the encoder has 2"):
         PABEE(checkpoints["bert"], layers=9).fit(ROWS)

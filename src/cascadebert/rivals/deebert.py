@@ -36,7 +36,12 @@ class DeeBERT(EarlyExit):
         )
 
     def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002
-        return lambda _, logits, *__: entropy(logits) < knob
+        return entropy_below(knob)
+
+
+def entropy_below(knob: float) -> Leaves:
+    """Rows leave where the entropy of the exit, in nats, is below ``knob``."""
+    return lambda _, logits, *__: entropy(logits) < knob
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerState
 
-from cascadebert.data import Rows
+from cascadebert.data import Rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import ExitAnswers, Leaves, run_with_exits
-from cascadebert.training.encoding import Collator, Encoder
+from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.fine_tuning import default_arguments, label_order, open_encoder
 from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.sampling import RowTrainer
@@ -39,10 +39,12 @@ class Phase:
     Attributes:
         loss: what is minimised.
         trains: whether the parameter of this name changes.
+        before: called with the training rows before it begins.
     """
 
     loss: Loss
     trains: Callable[[str], bool] = lambda _: True
+    before: Callable[[Rows], object] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,26 @@ class EarlyExit(ABC):
         )
         return {name: encoded[name] for name in encoded if name != "attention_mask"}
 
+    def batches(self, rows: Rows, most: int, batch_size: int = 16) -> Iterator[dict[str, Tensor]]:
+        """Some of the labelled rows, evenly drawn, as a loss takes them, with ``labels``."""
+        data = self._dataset(rows.take(evenly(len(rows), most).tolist()))
+        collate = Collator(self._tokenizer)
+        for start in range(0, len(data), batch_size):
+            part = [data[i] for i in range(start, min(start + batch_size, len(data)))]
+            yield {name: ids for name, ids in collate(part).items() if name != "row"}
+
+    def _dataset(self, rows: Rows) -> EncodedRows:
+        encode = Encoder(self._tokenizer, self.labels, self._max_length)
+        if self.labels:
+            return encode(rows, {})
+        data = encode(Rows(rows.texts, rows.pairs), {})
+        data.columns = {**data.columns, "labels": _numbers(rows)}
+        return data
+
     def _run(self, phase: Phase, rows: Rows) -> None:
+        phase.before(rows)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(phase.trains(name))
-        encode = Encoder(self._tokenizer, self.labels, self._max_length)
-        data = encode(rows if self.labels else Rows(rows.texts, rows.pairs), {})
-        if not self.labels:
-            data.columns = {**data.columns, "labels": _numbers(rows)}
         with tempfile.TemporaryDirectory() as scratch:
             unsaved = {"save_strategy": "no", "logging_strategy": "no"}
             trainer = _PhaseTrainer(
@@ -209,7 +224,7 @@ class EarlyExit(ABC):
                 args=default_arguments(
                     scratch, **unsaved | self._arguments, remove_unused_columns=False
                 ),
-                train_dataset=data,
+                train_dataset=self._dataset(rows),
                 data_collator=Collator(self._tokenizer),
             )
             trainer.phase = phase

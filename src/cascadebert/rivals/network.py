@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cascadebert.errors import InputError
-
-ARCHITECTURES = ("bert", "electra", "mpnet", "roberta", "xlm-roberta")
+from cascadebert.rivals.blocks import refuse_other_architecture
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ExitNetwork(nn.Module):
     """An encoder under one :class:`Exit` a layer.
 
     Args:
-        encoder: of one of :data:`ARCHITECTURES`, without a head.
+        encoder: of one of :data:`~cascadebert.rivals.blocks.ARCHITECTURES`, without a head.
         outputs: classes, or 1 for a regression.
         layers: that are kept, from the first; by default all.
 
@@ -63,11 +62,7 @@ class ExitNetwork(nn.Module):
     def __init__(self, encoder: PreTrainedModel, outputs: int, layers: int | None = None) -> None:
         super().__init__()
         config: Any = encoder.config
-        if config.model_type not in ARCHITECTURES:
-            raise InputError(
-                f"no exits can be built into {config.model_type!r}; there are "
-                f"{', '.join(ARCHITECTURES)}"
-            )
+        refuse_other_architecture(config.model_type)
         kept = config.num_hidden_layers if layers is None else layers
         if not 1 <= kept <= config.num_hidden_layers:
             raise InputError(
@@ -127,14 +122,17 @@ class ExitNetwork(nn.Module):
         states: Tensor = out[0] if isinstance(out, tuple) else out
         return states
 
+    def hidden_states(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The embeddings and what comes after every layer, each (rows, tokens, width)."""
+        hidden, surroundings = self.begin(inputs)
+        found = [hidden]
+        for number in range(1, self.depth + 1):
+            found.append(self.layer(number, found[-1], surroundings))
+        return found
+
     def states(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """First-token states after every layer, (layers, rows, width)."""
-        hidden, surroundings = self.begin(inputs)
-        found = []
-        for number in range(1, self.depth + 1):
-            hidden = self.layer(number, hidden, surroundings)
-            found.append(hidden[:, 0])
-        return torch.stack(found)
+        return torch.stack([hidden[:, 0] for hidden in self.hidden_states(inputs)[1:]])
 
     def off_ramps(self, states: Tensor) -> Tensor:
         """Logits of every exit, (layers, rows, outputs), out of :meth:`states`."""

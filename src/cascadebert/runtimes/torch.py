@@ -21,22 +21,18 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "the runtime 'torch'", "train") from None
 
 
-class TorchRuntime:
-    """Runs ``model.safetensors`` on the machine's accelerator, or else on the CPU.
+class ModelRuntime:
+    """Runs a classifier on the machine's accelerator, or else on the CPU.
 
     On an accelerator a batch is begun without waiting for the one before, so that it has work
     while the host reads the logits and puts the next batch together.
+
+    Args:
+        model: takes what the tokenizer made by name, and gives something with ``logits``.
     """
 
-    def __init__(self, folder: Path, precision: str) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        with quiet():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                dtype=torch.bfloat16 if precision == BF16 else torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-            )
         self._model = model.eval().to(self.device)
         on_cpu = self.device.type == "cpu"
         if on_cpu:
@@ -56,3 +52,17 @@ class TorchRuntime:
             return result
 
         return wait
+
+
+class TorchRuntime(ModelRuntime):
+    """Runs ``model.safetensors`` in a folder."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        with quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                dtype=torch.bfloat16 if precision == BF16 else torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        super().__init__(model)

@@ -1,0 +1,303 @@
+"""MoEBERT (Zuo et al., NAACL 2022, arXiv 2204.07675): feed-forward networks cut into experts.
+
+The importance of a column of the feed-forward network is the sum over rows of the absolute Taylor
+term |w1_j . dL/dw1_j + w2_j . dL/dw2_j|. Every expert gets the most important columns, and every
+N-th of the rest. A token goes to one expert, fixed by a random hash of its id. Training minimises
+the cross-entropy plus a weight times the layers' squared distances from the dense model and the
+symmetric KL divergence of the answers.
+
+As in the authors' code, shared columns are copied into each expert and go their own ways after.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from cascadebert.data import Rows, evenly
+from cascadebert.errors import InputError
+from cascadebert.rivals.blocks import COLUMNS, Block, blocks
+from cascadebert.training.checkpoints import open_checkpoint, own_labels
+from cascadebert.training.encoding import Collator, Encoder
+from cascadebert.training.fine_tuning import default_arguments, label_order
+from cascadebert.training.sampling import RowTrainer
+
+HASH_SEED = 0
+
+
+class Routes:
+    """Which expert each token of the batch at hand goes to.
+
+    Args:
+        vocabulary: number of token ids.
+        experts: number of experts.
+    """
+
+    def __init__(self, vocabulary: int, experts: int) -> None:
+        generator = torch.Generator().manual_seed(HASH_SEED)
+        # Every expert gets as many ids as any other, give or take one.
+        order = torch.randperm(vocabulary, generator=generator)
+        self._of_token = torch.empty(vocabulary, dtype=torch.int64)
+        self._of_token[order] = torch.arange(vocabulary) % experts
+        self.current: Tensor | None = None
+
+    def read(self, input_ids: Tensor) -> None:
+        """Take up a batch, int64 of shape (rows, tokens)."""
+        self.current = self._of_token.to(input_ids.device)[input_ids]
+
+
+class Experts(nn.Module):
+    """A feed-forward network of which each token runs through one expert.
+
+    Args:
+        block: the dense layer.
+        columns: of each expert, int64 of shape (columns,).
+        routes: shared by all layers.
+    """
+
+    def __init__(self, block: Block, columns: Sequence[Tensor], routes: Routes) -> None:
+        super().__init__()
+        up, down = block.up.dense, block.down.dense
+        self._activation = block.up.intermediate_act_fn
+        self._routes = routes
+        self.up_weight = nn.Parameter(torch.stack([up.weight[own] for own in columns]).detach())
+        self.up_bias = nn.Parameter(torch.stack([up.bias[own] for own in columns]).detach())
+        self.down_weight = nn.Parameter(
+            torch.stack([down.weight[:, own] for own in columns]).detach()
+        )
+        self.down_bias = nn.Parameter(down.bias.detach().clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """What the dense layer's two matrices would give, (rows, tokens, width)."""
+        routes = self._routes.current
+        assert routes is not None
+        tokens = hidden.flatten(0, 1)
+        chosen = routes.flatten()
+        order = chosen.argsort(stable=True)
+        counts = chosen.bincount(minlength=len(self.up_weight)).tolist()
+        parts = [
+            functional.linear(
+                self._activation(
+                    functional.linear(part, self.up_weight[expert], self.up_bias[expert])
+                ),
+                self.down_weight[expert],
+                self.down_bias,
+            )
+            for expert, part in enumerate(torch.split(tokens[order], counts))
+        ]
+        out = torch.cat(parts)
+        return torch.empty_like(out).index_copy(0, order, out).view_as(hidden)
+
+
+def with_experts(
+    encoder: Any,
+    importance: Sequence[Tensor],
+    *,
+    experts: int = 4,
+    width: int = 768,
+    shared: int = 512,
+) -> Any:
+    """A copy of an encoder with experts in the place of its feed-forward networks.
+
+    Args:
+        encoder: of one of :data:`~cascadebert.rivals.blocks.ARCHITECTURES`, without a head.
+        importance: of the columns of each layer, (columns,); see :func:`importances`.
+        experts: how many a layer gets.
+        width: columns of each.
+        shared: columns that each begins with, the most important.
+
+    Raises:
+        InputError: more columns than there are.
+    """
+    made = copy.deepcopy(encoder)
+    routes = Routes(made.get_input_embeddings().num_embeddings, experts)
+    for block, own in zip(blocks(made), importance, strict=True):
+        columns = expert_columns(own, experts=experts, width=width, shared=shared)
+        block.down.dense = Experts(block, columns, routes)
+        block.layer.intermediate = nn.Identity()
+    made.token_routes = routes
+    # By way of the module, so that a copy of it has routes of its own.
+    made.register_forward_pre_hook(
+        lambda module, given, named: module.token_routes.read(
+            named["input_ids"] if "input_ids" in named else given[0]
+        ),
+        with_kwargs=True,
+    )
+    return made
+
+
+def expert_columns(importance: Tensor, *, experts: int, width: int, shared: int) -> list[Tensor]:
+    """Columns of each expert: the most important ones, then every N-th of the rest.
+
+    Raises:
+        InputError: fewer columns than an expert is to have, or more shared than it has.
+    """
+    if not shared <= width <= shared + (len(importance) - shared) // experts:
+        raise InputError(
+            f"experts of {width} columns, {shared} of them shared, are not possible: there are "
+            f"{len(importance)} columns for {experts} experts"
+        )
+    order = importance.argsort(descending=True, stable=True)
+    rest = order[shared:]
+    return [
+        torch.cat([order[:shared], rest[expert::experts][: width - shared]])
+        for expert in range(experts)
+    ]
+
+
+def distillation_loss(
+    logits: Tensor,
+    states: Sequence[Tensor],
+    teacher_logits: Tensor,
+    teacher_states: Sequence[Tensor],
+    attention_mask: Tensor,
+) -> Tensor:
+    """What is added to the cross-entropy, without its weight.
+
+    Args:
+        logits: (rows, classes).
+        states: after the embeddings and after each layer, (rows, tokens, width) each.
+        teacher_logits: of the dense model.
+        teacher_states: of the dense model.
+        attention_mask: 1 where there is a token, (rows, tokens).
+    """
+    tokens = attention_mask.bool()
+    apart = [
+        functional.mse_loss(own.float()[tokens], other.detach().float()[tokens])
+        for own, other in zip(states, teacher_states, strict=True)
+    ]
+    own = logits.float().log_softmax(dim=1)
+    other = teacher_logits.detach().float().log_softmax(dim=1)
+    forth, back = (
+        functional.kl_div(first, second, reduction="batchmean", log_target=True)
+        for first, second in ((own, other), (other, own))
+    )
+    return torch.stack(apart).mean() + (forth + back) / 2
+
+
+def importances(model: Any, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Of every feed-forward column of a fine-tuned classifier, a tensor (columns,) a layer.
+
+    Args:
+        model: a classifier whose encoder has a known architecture.
+        batches: what it takes, with ``labels``; the paper has one sum over all rows, and a row a
+            batch is nearest to it.
+    """
+    layers = blocks(model.base_model)
+    found = [torch.zeros(block.columns) for block in layers]
+    model.eval()
+    for batch in batches:
+        model.zero_grad()
+        model(**batch).loss.backward()
+        for own, block in zip(found, layers, strict=True):
+            own += block.taylor(COLUMNS)
+    model.zero_grad()
+    return found
+
+
+class MoEBERT:
+    """A fine-tuned classifier whose feed-forward networks become experts, and learn from it.
+
+    Args:
+        checkpoint: a fine-tuned classifier, the dense model.
+        experts, width, shared: see :func:`with_experts`.
+        distillation_weight: lambda, of :func:`distillation_loss` beside the cross-entropy.
+        importance_rows: training rows that the importance is taken over.
+        max_length: tokens a row is truncated at.
+        arguments: ``TrainingArguments`` over those of
+            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+
+    Attributes:
+        labels: names in the order of the logits.
+        model: the classifier with experts, after :meth:`fit`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str],
+        *,
+        experts: int = 4,
+        width: int = 768,
+        shared: int = 512,
+        distillation_weight: float = 5.0,
+        importance_rows: int = 512,
+        max_length: int = 128,
+        **arguments: Any,
+    ) -> None:
+        self._teacher, self._tokenizer = open_checkpoint(checkpoint)
+        self.labels = own_labels(self._teacher.config)
+        self._shape = {"experts": experts, "width": width, "shared": shared}
+        self._weight = distillation_weight
+        self._importance_rows = importance_rows
+        self._max_length = max_length
+        self._arguments = arguments
+
+    def fit(self, rows: Rows) -> Self:
+        """Cut the dense model into experts and train on labelled rows.
+
+        Raises:
+            InputError: a label that the dense model does not know.
+        """
+        data = Encoder(self._tokenizer, label_order(rows, self.labels), self._max_length)(rows, {})
+        collate = Collator(self._tokenizer)
+        some = evenly(len(data), self._importance_rows).tolist()
+        batches = [
+            {name: ids for name, ids in collate([data[i]]).items() if name != "row"} for i in some
+        ]
+        dense: Any = copy.deepcopy(self._teacher).requires_grad_(True)
+        found = importances(dense, batches)
+        setattr(
+            dense,
+            dense.base_model_prefix,
+            with_experts(dense.base_model, found, **self._shape),
+        )
+        self.model: Any = dense
+        with tempfile.TemporaryDirectory() as scratch:
+            unsaved = {"save_strategy": "no", "logging_strategy": "no"}
+            trainer = _ExpertTrainer(
+                model=dense,
+                args=default_arguments(
+                    scratch, **unsaved | self._arguments, remove_unused_columns=False
+                ),
+                train_dataset=data,
+                data_collator=collate,
+            )
+            trainer.teacher, trainer.weight = self._teacher, self._weight
+            trainer.train()
+        self.model.eval().requires_grad_(False)
+        return self
+
+
+class _ExpertTrainer(RowTrainer):
+    teacher: Any
+    weight: float
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> Tensor:
+        labels = inputs.pop("labels")
+        inputs.pop("row")
+        with torch.no_grad():
+            taught = self.teacher.to(labels.device)(**inputs, output_hidden_states=True)
+        own = model(**inputs, output_hidden_states=True)
+        return functional.cross_entropy(own.logits.float(), labels) + self.weight * (
+            distillation_loss(
+                own.logits,
+                own.hidden_states,
+                taught.logits,
+                taught.hidden_states,
+                inputs["attention_mask"],
+            )
+        )

@@ -1,0 +1,213 @@
+"""Dynamic model pruning with feedback, DPF (Lin et al., ICLR 2020, arXiv 2006.07253).
+
+The dense weights w stay; every p steps the mask m is made anew from the magnitudes of w, with a
+sparsity that grows as s_t = s - s (1 - t/T)^3; the gradient is taken at m * w and applied to w, so
+that what was pruned may come back. Training ends with m * w, without a phase of retraining.
+
+Two forms: of single weights, as in the paper, which saves no time without sparse kernels; and of
+whole heads and feed-forward columns, ranked by the root mean square of their weights among all
+heads or columns of the network, of which every layer keeps one at least. The paper is about
+convolutional networks; here it is the matrices of an encoder's layers, and the embeddings and the
+classifier are left alone.
+
+What comes of a training is an ordinary checkpoint with zeros in it; :func:`shrink` cuts whole heads
+and columns of zeros out of a loaded one::
+
+    fine_tune(encoder, rows, "pruned", callbacks=[PruningCallback(0.5, structured=True)])
+    model = AutoModelForSequenceClassification.from_pretrained("pruned")
+    shrink(model.base_model)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cascadebert.errors import InputError
+from cascadebert.rivals.blocks import HEADS, KINDS, Block, blocks
+
+
+class _Masked(nn.Module):
+    """Gives m * w forward, and passes the gradient on to w as it is."""
+
+    mask: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(shape))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (weight * self.mask - weight).detach()
+
+
+class Pruning:
+    """Masks on the layers of an encoder in training.
+
+    Args:
+        encoder: of one of :data:`~cascadebert.rivals.blocks.ARCHITECTURES`, without a head; it is
+            changed in place.
+        sparsity: share that is pruned in the end, 0 or more and under 1.
+        structured: whether whole heads and columns go, or single weights.
+
+    Raises:
+        InputError: a sparsity out of its range, or another architecture.
+    """
+
+    def __init__(self, encoder: Any, sparsity: float, *, structured: bool) -> None:
+        if not 0 <= sparsity < 1:
+            raise InputError(f"a sparsity of {sparsity} is not possible; give 0 or more, under 1")
+        self._blocks = blocks(encoder)
+        self._sparsity = sparsity
+        self._structured = structured
+        for module, name in self._masked():
+            shape = getattr(module, name).shape
+            parametrize.register_parametrization(module, name, _Masked(tuple(shape)))
+
+    def sparsity_at(self, done: float) -> float:
+        """The share that is pruned when ``done`` of the training lies behind, 0 to 1."""
+        return self._sparsity - self._sparsity * (1 - min(max(done, 0.0), 1.0)) ** 3
+
+    @torch.no_grad()
+    def update(self, done: float) -> None:
+        """Make the masks anew from the dense weights."""
+        share = self.sparsity_at(done)
+        if not self._structured:
+            weights = [_mask_of(module, name) for module, name in self._masked()]
+            sizes = torch.cat([dense.abs().flatten() for dense, _ in weights])
+            least = _cut(sizes, share)
+            for dense, mask in weights:
+                mask.mask.copy_(dense.abs() >= least)
+            return
+        for kind in KINDS:
+            for block, kept in zip(self._blocks, self._kept(share, kind), strict=True):
+                _set_masks(block, kept, kind)
+
+    def finish(self) -> None:
+        """Put m * w in the place of the weights, and take the masks away."""
+        for module, name in self._masked():
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+    def _masked(self) -> Iterator[tuple[nn.Module, str]]:
+        for block in self._blocks:
+            owner, name = block.out
+            inner = [*block.projections, block.up.dense]
+            for module in (*inner, getattr(owner, name), block.down.dense):
+                yield module, "weight"
+            if self._structured:
+                # A bias of what is gone would go on speaking.
+                for module in inner:
+                    yield module, "bias"
+
+    def _kept(self, share: float, kind: str) -> list[Tensor]:
+        """For each layer which heads or columns stay, bool."""
+        scores = [_scores(block, kind) for block in self._blocks]
+        least = _cut(torch.cat(scores), share)
+        return [(own >= least) | (own == own.max()) for own in scores]
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model that is trained, and makes the masks anew every few steps.
+
+    Args:
+        sparsity: share that is pruned in the end, 0 or more and under 1.
+        structured: whether whole heads and columns go, or single weights.
+        every: steps between two masks, the paper's p.
+        until: share of the training after which the sparsity no longer grows.
+    """
+
+    def __init__(
+        self, sparsity: float, *, structured: bool, every: int = 16, until: float = 0.75
+    ) -> None:
+        self._sparsity = sparsity
+        self._structured = structured
+        self._every = every
+        self._until = until
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        # The parameters stay the same objects, so the optimiser goes on with the dense weights.
+        self._pruning = Pruning(model.base_model, self._sparsity, structured=self._structured)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        if state.global_step % self._every == 0:
+            self._pruning.update(state.global_step / max(state.max_steps * self._until, 1))
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self._pruning.update(1.0)
+        self._pruning.finish()
+
+
+@torch.no_grad()
+def shrink(encoder: Any) -> None:
+    """Cut out heads and feed-forward columns that nothing is read from; answers stay the same.
+
+    Args:
+        encoder: of one of :data:`~cascadebert.rivals.blocks.ARCHITECTURES`, changed in place. It
+            can no longer be saved as an ordinary checkpoint.
+    """
+    for block in blocks(encoder):
+        owner, name = block.out
+        read = getattr(owner, name).weight.abs().amax(dim=0).view(block.heads, -1).amax(dim=1) > 0
+        # A layer needs one of each, also where it reads nothing.
+        block.keep_heads(read.nonzero()[:, 0].tolist() or [0])
+        columns = (block.down.dense.weight.abs().amax(dim=0) > 0).nonzero()[:, 0]
+        block.keep_columns(columns if len(columns) else torch.tensor([0]))
+
+
+def _mask_of(module: Any, name: str) -> tuple[Tensor, _Masked]:
+    """The dense weights and the mask of a parameter."""
+    own = module.parametrizations[name]
+    return own.original, own[0]
+
+
+def _scores(block: Block, kind: str) -> Tensor:
+    """Root mean square of the dense weights of each head or column."""
+    return block.groups(kind, _dense).square().mean(dim=1).sqrt()
+
+
+def _dense(module: Any) -> Tensor:
+    return _mask_of(module, "weight")[0]
+
+
+def _set_masks(block: Block, kept: Tensor, kind: str) -> None:
+    owner, name = block.out
+    if kind == HEADS:
+        inner, outer = block.projections, getattr(owner, name)
+        kept = kept.repeat_interleave(block.head_width)
+    else:
+        inner, outer = [block.up.dense], block.down.dense
+    for module in inner:
+        weight, bias = _mask_of(module, "weight")[1], _mask_of(module, "bias")[1]
+        weight.mask.copy_(kept[:, None].expand_as(weight.mask))
+        bias.mask.copy_(kept)
+    across = _mask_of(outer, "weight")[1]
+    across.mask.copy_(kept[None].expand_as(across.mask))
+
+
+def _cut(scores: Tensor, share: float) -> Tensor:
+    """What a score must reach so that ``share`` of them does not."""
+    gone = int(share * len(scores))
+    return scores.sort().values[gone]

@@ -1,0 +1,91 @@
+"""A slender network with exits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from cascadebert.data import Rows
+from cascadebert.errors import InputError
+from cascadebert.rivals.blocks import blocks
+from cascadebert.rivals.cost_eff import COSTEFF, balanced, best, factorise_embeddings, scaled
+from cascadebert.rivals.network import ExitNetwork
+from conftest import CORPUS, LABELS
+
+ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
+
+
+def inputs_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoTokenizer.from_pretrained(folder)(CORPUS, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("name", ["mpnet", "roberta"])
+def test_training_gives_a_slender_network(name: str, checkpoints: dict[str, Path]) -> None:
+    rival = COSTEFF(checkpoints[name], embedding_rank=8, prunes=2, num_train_epochs=1).fit(ROWS)
+    encoder = rival.network.encoder
+    assert [block.heads for block in blocks(encoder)] == [1, 1]
+    assert [block.columns for block in blocks(encoder)] == [32, 32]
+    assert encoder.embeddings.word_embeddings[0].embedding_dim == 8
+    never = rival.predict(ROWS, rival.knobs[0])
+    assert (never.layer == 2).all()
+    always = rival.predict(ROWS, rival.knobs[-1])
+    assert (always.layer == 1).all()
+    assert np.isfinite(always.logits).all()
+
+
+def test_no_pruning_and_a_full_rank_leave_the_network_as_it_is(
+    checkpoints: dict[str, Path],
+) -> None:
+    encoder = AutoModel.from_pretrained(checkpoints["bert"]).eval()
+    inputs = inputs_of(checkpoints["bert"])
+    with torch.inference_mode():
+        expected = encoder(**inputs).last_hidden_state
+        factorise_embeddings(encoder, encoder.config.hidden_size)
+        for block in blocks(encoder):
+            block.keep_heads(range(block.heads))
+            block.keep_columns(torch.arange(block.columns))
+        found = encoder(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_every_exit_pulls_alike_at_the_embeddings(checkpoints: dict[str, Path]) -> None:
+    """The weights of the paths of exit i come to 1 / n at the bottom, whatever i is."""
+    folder = checkpoints["xlm-roberta"]
+    network = ExitNetwork(AutoModel.from_pretrained(folder), 3).eval()
+    inputs = inputs_of(folder)
+    grads = []
+    for rescaled in (False, True):
+        own = copy.deepcopy(network)
+        logits = balanced(own, inputs)[1] if rescaled else own(**inputs)
+        logits.square().sum().backward()
+        grads.append(own.encoder.embeddings.word_embeddings.weight.grad)
+    torch.testing.assert_close(grads[1], grads[0] / network.depth, rtol=1e-3, atol=1e-5)
+
+
+def test_scaling_changes_the_gradient_alone() -> None:
+    values = torch.randn(4, requires_grad=True)
+    out = scaled(values, 0.25)
+    torch.testing.assert_close(out, values)
+    out.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0.25] * 4
+
+
+def test_the_best_in_their_order() -> None:
+    assert best(torch.tensor([3.0, 9.0, 1.0, 5.0]), 3).tolist() == [0, 1, 3]
+
+
+def test_what_is_not_possible_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="a width of 0 is not possible"):
+        COSTEFF("unused", width=0)
+    with pytest.raises(InputError, match="0 steps of pruning"):
+        COSTEFF("unused", prunes=0)
+    with pytest.raises(InputError, match="COSTEFF is for classes"):
+        COSTEFF("unused", regression=True)
+    with pytest.raises(InputError, match="a rank of 99 is not possible: embeddings are 16 wide"):
+        factorise_embeddings(AutoModel.from_pretrained(checkpoints["bert"]), 99)

@@ -1,0 +1,143 @@
+"""Pruning with feedback: masks that come and go, and networks that are smaller in the end."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from cascadebert.data import Rows
+from cascadebert.errors import InputError
+from cascadebert.rivals.blocks import blocks
+from cascadebert.rivals.pruning import Pruning, PruningCallback, shrink
+from cascadebert.training.fine_tuning import fine_tune
+from conftest import CORPUS, LABELS
+
+NAMES = ("bert", "mpnet", "roberta")
+
+
+def inputs_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoTokenizer.from_pretrained(folder)(CORPUS, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_masks_and_the_smaller_network_answer_alike(
+    name: str, sparsity: float, checkpoints: dict[str, Path]
+) -> None:
+    encoder = AutoModel.from_pretrained(checkpoints[name]).eval()
+    inputs = inputs_of(checkpoints[name])
+    size = sum(own.numel() for own in encoder.parameters())
+    pruning = Pruning(encoder, sparsity, structured=True)
+    pruning.update(1.0)
+    with torch.inference_mode():
+        masked = encoder(**inputs).last_hidden_state
+        pruning.finish()
+        zeros = encoder(**inputs).last_hidden_state
+        shrink(encoder)
+        smaller = encoder(**inputs).last_hidden_state
+    torch.testing.assert_close(zeros, masked)
+    torch.testing.assert_close(smaller, masked, rtol=1e-4, atol=1e-5)
+    left = sum(own.numel() for own in encoder.parameters())
+    assert left < size if sparsity else left == size
+    heads = sum(block.heads for block in blocks(encoder))
+    columns = sum(block.columns for block in blocks(encoder))
+    assert min(block.heads for block in blocks(encoder)) >= 1
+    if sparsity == 0.5:
+        assert heads in (2, 3)
+        assert columns == encoder.config.intermediate_size
+
+
+def test_dense_weights_get_the_gradient_of_the_masked_network(
+    checkpoints: dict[str, Path],
+) -> None:
+    folder = checkpoints["bert"]
+    inputs = inputs_of(folder)
+    encoder = AutoModel.from_pretrained(folder).eval()
+    pruning = Pruning(encoder, 0.7, structured=False)
+    pruning.update(1.0)
+    plain = copy.deepcopy(AutoModel.from_pretrained(folder)).eval()
+    with torch.no_grad():
+        for own, masked in zip(blocks(plain), blocks(encoder), strict=True):
+            for a, b in zip(own.projections, masked.projections, strict=True):
+                a.weight.copy_(b.weight)
+            own.up.dense.weight.copy_(masked.up.dense.weight)
+            own.down.dense.weight.copy_(masked.down.dense.weight)
+            getattr(*own.out).weight.copy_(getattr(*masked.out).weight)
+    for model in (encoder, plain):
+        model(**inputs).last_hidden_state.square().sum().backward()
+    for own, masked in zip(blocks(plain), blocks(encoder), strict=True):
+        expected = own.up.dense.weight.grad
+        found = masked.up.dense.parametrizations.weight.original.grad
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        pruned = masked.up.dense.weight == 0
+        assert 0.3 < pruned.float().mean() < 1
+        assert found[pruned].abs().max() > 0
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_what_was_pruned_comes_back(structured: bool, checkpoints: dict[str, Path]) -> None:
+    encoder = AutoModel.from_pretrained(checkpoints["bert"])
+    pruning = Pruning(encoder, 0.5, structured=structured)
+    pruning.update(1.0)
+    dense = blocks(encoder)[0].up.dense
+    gone = (dense.weight == 0).nonzero()[0]
+    with torch.no_grad():
+        dense.parametrizations.weight.original[gone[0]] += 50
+    pruning.update(1.0)
+    assert dense.weight[gone[0], gone[1]] > 40
+
+
+@given(st.floats(0, 0.99), st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_the_sparsity_grows_to_what_is_asked_for(sparsity: float, times: list[float]) -> None:
+    pruning = Pruning.__new__(Pruning)
+    pruning._sparsity = sparsity
+    shares = [pruning.sparsity_at(done) for done in sorted(times)]
+    assert shares == sorted(shares)
+    assert pruning.sparsity_at(0) == 0
+    assert pruning.sparsity_at(1) == pruning.sparsity_at(2) == sparsity
+    assert pruning.sparsity_at(0.5) == pytest.approx(sparsity * 0.875)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_training_gives_an_ordinary_checkpoint(
+    structured: bool, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
+    callback = PruningCallback(0.5, structured=structured, every=1)
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 8}
+    fine_tune(checkpoints["mpnet"], rows, tmp_path / "out", callbacks=[callback], **settings)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    weights = torch.cat(
+        [
+            module.weight.flatten()
+            for block in blocks(model.base_model)
+            for module in (
+                *block.projections,
+                getattr(*block.out),
+                block.up.dense,
+                block.down.dense,
+            )
+        ]
+    )
+    assert (weights == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+    inputs = inputs_of(checkpoints["mpnet"])
+    with torch.inference_mode():
+        before = model(**inputs).logits
+        shrink(model.base_model)
+        after = model(**inputs).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    if structured:
+        assert sum(block.columns for block in blocks(model.base_model)) == 64
+
+
+def test_what_cannot_be_pruned_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="a sparsity of 1 is not possible"):
+        Pruning(AutoModel.from_pretrained(checkpoints["bert"]), 1, structured=True)
+    with pytest.raises(InputError, match="the layers of 'albert' are not known"):
+        Pruning(AutoModel.from_pretrained(checkpoints["albert"]), 0.5, structured=True)
