@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
@@ -15,21 +14,16 @@ import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import TrainerState
 
 from cascadebert.data import Rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
+from cascadebert.rivals.fitting import Loss, train
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import ExitAnswers, Leaves, run_with_exits
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
-from cascadebert.training.fine_tuning import default_arguments, label_order, open_encoder
+from cascadebert.training.fine_tuning import label_order, open_encoder
 from cascadebert.training.outputs import bf16_is_fast
-from cascadebert.training.sampling import RowTrainer
-
-Loss = Callable[[ExitNetwork, Mapping[str, Tensor], Tensor, TrainerState], Tensor]
-"""The mean over a batch: called with the network, what the tokenizer made, the labels (class
-indices, or float32 values of a regression) and how far the training is."""
 
 
 @dataclass(frozen=True)
@@ -217,35 +211,8 @@ class EarlyExit(ABC):
         phase.before(rows)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(phase.trains(name))
-        with tempfile.TemporaryDirectory() as scratch:
-            unsaved = {"save_strategy": "no", "logging_strategy": "no"}
-            trainer = _PhaseTrainer(
-                model=self.network,
-                args=default_arguments(
-                    scratch, **unsaved | self._arguments, remove_unused_columns=False
-                ),
-                train_dataset=self._dataset(rows),
-                data_collator=Collator(self._tokenizer),
-            )
-            trainer.phase = phase
-            trainer.train()
-
-
-class _PhaseTrainer(RowTrainer):
-    phase: Phase
-    loss_is_scaled_for_ga = False
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,  # noqa: ARG002
-    ) -> Tensor:
-        labels = inputs.pop("labels")
-        inputs.pop("row")
-        assert isinstance(model, ExitNetwork)
-        return self.phase.loss(model, inputs, labels, self.state)
+        collate = Collator(self._tokenizer)
+        train(self.network, self._dataset(rows), collate, phase.loss, self._arguments)
 
 
 def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,22 +12,22 @@ As in the authors' code, shared columns are copied into each expert and go their
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from transformers import TrainerState
 
 from cascadebert.data import Rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
+from cascadebert.rivals.fitting import train
 from cascadebert.training.checkpoints import open_checkpoint, own_labels
 from cascadebert.training.encoding import Collator, Encoder
-from cascadebert.training.fine_tuning import default_arguments, label_order
-from cascadebert.training.sampling import RowTrainer
+from cascadebert.training.fine_tuning import label_order
 
 HASH_SEED = 0
 
@@ -259,45 +259,21 @@ class MoEBERT:
             with_experts(dense.base_model, found, **self._shape),
         )
         self.model: Any = dense
-        with tempfile.TemporaryDirectory() as scratch:
-            unsaved = {"save_strategy": "no", "logging_strategy": "no"}
-            trainer = _ExpertTrainer(
-                model=dense,
-                args=default_arguments(
-                    scratch, **unsaved | self._arguments, remove_unused_columns=False
-                ),
-                train_dataset=data,
-                data_collator=collate,
-            )
-            trainer.teacher, trainer.weight = self._teacher, self._weight
-            trainer.train()
+        train(dense, data, collate, self._loss, self._arguments)
         self.model.eval().requires_grad_(False)
         return self
 
-
-class _ExpertTrainer(RowTrainer):
-    teacher: Any
-    weight: float
-    loss_is_scaled_for_ga = False
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,  # noqa: ARG002
+    def _loss(
+        self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
     ) -> Tensor:
-        labels = inputs.pop("labels")
-        inputs.pop("row")
         with torch.no_grad():
-            taught = self.teacher.to(labels.device)(**inputs, output_hidden_states=True)
+            taught = self._teacher.to(labels.device)(**inputs, output_hidden_states=True)
         own = model(**inputs, output_hidden_states=True)
-        return functional.cross_entropy(own.logits.float(), labels) + self.weight * (
-            distillation_loss(
-                own.logits,
-                own.hidden_states,
-                taught.logits,
-                taught.hidden_states,
-                inputs["attention_mask"],
-            )
+        apart = distillation_loss(
+            own.logits,
+            own.hidden_states,
+            taught.logits,
+            taught.hidden_states,
+            inputs["attention_mask"],
         )
+        return functional.cross_entropy(own.logits.float(), labels) + self._weight * apart

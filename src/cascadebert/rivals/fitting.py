@@ -1,0 +1,65 @@
+"""One way to train whatever a rival is: transformers' Trainer with a loss of the rival's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerState
+
+from cascadebert.training.encoding import Collator, EncodedRows
+from cascadebert.training.fine_tuning import default_arguments
+from cascadebert.training.sampling import RowTrainer
+
+Loss = Callable[[Any, Mapping[str, Tensor], Tensor, TrainerState], Tensor]
+"""The mean over a batch: called with the model, what the tokenizer made, the labels (class
+indices, or float32 values of a regression) and how far the training is."""
+
+
+def train(
+    model: torch.nn.Module,
+    data: EncodedRows,
+    collate: Collator,
+    loss: Loss,
+    arguments: Mapping[str, Any],
+) -> None:
+    """Train a model in place.
+
+    Args:
+        model: anything.
+        data: rows with labels.
+        collate: makes batches of them.
+        loss: what is minimised.
+        arguments: ``TrainingArguments`` over those of
+            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        unsaved = {"save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False}
+        trainer = _LossTrainer(
+            model=model,
+            args=default_arguments(scratch, **unsaved | dict(arguments)),
+            train_dataset=data,
+            data_collator=collate,
+        )
+        trainer.own_loss = loss
+        trainer.train()
+
+
+class _LossTrainer(RowTrainer):
+    own_loss: Loss
+    # The loss is the mean of a batch, so the Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> Tensor:
+        labels = inputs.pop("labels")
+        inputs.pop("row")
+        return self.own_loss(model, inputs, labels, self.state)
