@@ -2,9 +2,9 @@
 
     CASCADEBERT_DATA=... python benchmarks/start_up.py
 
-Needs sst2's cascade of ``speed.py build``, of which L3 and MPNet are taken. Every run is a process of
-its own, with and without compiled models that an earlier one kept (``CASCADEBERT_CACHE``), in turn;
-files are in the page cache.
+Needs sst2's cascade of ``speed.py build``, of which L3 and MPNet are taken. Every run is a process
+of its own, with and without compiled models that an earlier one kept (``CASCADEBERT_CACHE``), in
+turn; files are in the page cache.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import common
 from cascadebert import Cascade
 from cascadebert.artifact import read_record
+from cascadebert.deferral.confidence import DEFAULT_SCORE
 from cascadebert.deferral.routing import Thresholds
 
 STAGES = ("MiniLM-L3", "MPNet")
@@ -43,7 +44,7 @@ def main() -> None:
     whole = common.CHECKPOINTS / "sst2" / "fast"
     record = read_record(whole)
     chosen = tuple(stage for stage in record.stages if stage.name in STAGES)
-    plain = dataclasses.replace(record, stages=chosen, score="max_probability")
+    plain = dataclasses.replace(record, stages=chosen, score=DEFAULT_SCORE, score_parameters=None)
     plain = plain.with_routing(Thresholds.last_stage_alone(len(chosen)))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Cascade(whole, plain).save_pretrained(Path(scratch) / "two")
