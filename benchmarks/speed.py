@@ -3,6 +3,7 @@
     CASCADEBERT_DATA=... python benchmarks/speed.py train [--tasks sst2 ...]
     CASCADEBERT_DATA=... python benchmarks/speed.py build [--tasks sst2 ...]
     CASCADEBERT_DATA=... python benchmarks/speed.py run [--tasks sst2 ...]
+    python benchmarks/speed.py table
 
 ``train`` distils MPNet (made by ``stages.py``) into the small stages, as ``training.py`` does it.
 ``build`` makes cascades of these, a linear stage and MPNet, quantised on training rows as
@@ -39,6 +40,7 @@ from stages import training_rows
 from training import ENCODERS, RECIPES, train_stage
 
 TASKS = ("sst2", "clinc150", "agnews", "mrpc", "snli")
+STAGES = ("linear", *ENCODERS, "MPNet")
 TRAININGS_AT_ONCE = 2
 CALIBRATION_ROWS = 4_000
 RETAINED = (0.995, 0.99)
@@ -62,7 +64,7 @@ def train(tasks: list[str]) -> None:
     os.environ.setdefault(
         "OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // TRAININGS_AT_ONCE, 1))
     )
-    jobs = list(itertools.product(tasks, ("linear", *ENCODERS)))
+    jobs = list(itertools.product(tasks, STAGES[:-1]))
     with ProcessPoolExecutor(TRAININGS_AT_ONCE, multiprocessing.get_context("spawn")) as pool:
         for path in pool.map(small_stage, *zip(*jobs, strict=True)):
             print(path, flush=True)
@@ -86,7 +88,7 @@ def build(task: str) -> None:
         return
     rows = training_rows(task, CALIBRATION_ROWS)
     cascade = Cascade.from_stages(
-        [*(folder / "small" / name for name in ("linear", *ENCODERS)), folder / "MPNet"],
+        [*(folder / "small" / name for name in STAGES[:-1]), folder / "MPNet"],
         rows=Rows(rows.texts, rows.pairs),
     )
     cascade.save_pretrained(folder / "fast")
@@ -189,8 +191,9 @@ def table(results: dict[str, Any]) -> str:
     """One line a task and target, then one a contender."""
     lines = [
         "| task | to retain | retained on test | × last stage, same engine (range) | oracle "
-        "| answered by linear, L3, L6, MPNet | × pipeline, batch 1 | predicted / measured |",
-        "|---|---|---|---|---|---|---|---|",
+        "| answered by linear, L3, L6, MPNet | of the time in each | × pipeline, batch 1 "
+        "| predicted / measured |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, found in results.items():
         for retained in (f"{share:.1%}" for share in RETAINED):
@@ -229,12 +232,24 @@ def _line(task: str, retained: str, found: dict[str, Any]) -> str:
     oracle = found[f"{RETAINED[0]:.1%}"]["bench"]["oracle"]
     low, high = own["ratio_range"]
     shares = ", ".join(f"{share:.0%}" for share in found[retained]["exit_fractions"])
+    spent = ", ".join(f"{share:.0%}" for share in time_shares(found[retained], others))
     return (
         f"| {task} | {retained} | {own['accuracy_retained']:.2%} "
         f"| **{own['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {oracle['speedup']:.1f} "
-        f"| {shares} | {own['ratio'] / pipeline['ratio']:.0f} "
+        f"| {shares} | {spent} | {own['ratio'] / pipeline['ratio']:.0f} "
         f"| {result['predicted_ratio']:.2f} |"
     )
+
+
+def time_shares(found: dict[str, Any], contenders: list[dict[str, Any]]) -> list[float]:
+    """Of the seconds of all stages, from the rows that reach each and what it does alone."""
+    rates = {c["name"].removesuffix(" alone"): c["rows_per_second"] for c in contenders}
+    left, seconds = 1.0, []
+    runs = [threshold < 1 for threshold in found["thresholds"]] + [True]
+    for name, is_run, answered in zip(STAGES, runs, found["exit_fractions"], strict=True):
+        seconds.append(is_run * left / rates[name])
+        left -= answered
+    return [spent / sum(seconds) for spent in seconds]
 
 
 def _contender(task: str, own: dict[str, Any]) -> str:
@@ -250,7 +265,7 @@ def _contender(task: str, own: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("train", "build", "run"))
+    parser.add_argument("step", choices=("train", "build", "run", "table"))
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     options = parser.parse_args()
     if options.step == "train":
@@ -262,7 +277,7 @@ def main() -> None:
         return
     logging.disable(logging.WARNING)
     CACHE.mkdir(parents=True, exist_ok=True)
-    for task in options.tasks:
+    for task in options.tasks if options.step == "run" else ():
         (CACHE / f"{task}.json").write_text(json.dumps(run(task) | {"many_rows": many_rows(task)}))
     results = {
         path.stem: json.loads(path.read_text())
