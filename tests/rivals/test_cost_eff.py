@@ -64,7 +64,7 @@ def test_every_exit_pulls_alike_at_the_embeddings(checkpoints: dict[str, Path]) 
         logits = balanced(own, inputs)[1] if rescaled else own(**inputs)
         logits.square().sum().backward()
         grads.append(own.encoder.embeddings.word_embeddings.weight.grad)
-    torch.testing.assert_close(grads[1], grads[0] / network.depth, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(grads[1], grads[0] / network.depth, rtol=1e-3, atol=1e-4)
 
 
 def test_scaling_changes_the_gradient_alone() -> None:

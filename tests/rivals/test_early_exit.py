@@ -60,7 +60,7 @@ def test_layer_by_layer_gives_the_hidden_states_of_transformers(
     with torch.inference_mode():
         theirs = AutoModel.from_pretrained(folder).eval()(**inputs, output_hidden_states=True)
         expected = torch.stack([states[:, 0] for states in theirs.hidden_states[1:]])
-        torch.testing.assert_close(network.states(inputs), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network.states(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "roberta"])
@@ -72,7 +72,11 @@ def test_regrouped_rows_get_the_answers_of_single_rows(
     network, tokens = network_of(folder), tokens_of(folder)
     with torch.inference_mode():
         first = network(**padded(folder, TEXTS))[0].softmax(dim=1).amax(dim=1)
-    middle = first.sort().values[len(TEXTS) // 2 - 1 : len(TEXTS) // 2 + 1].mean()
+    # In the widest gap between the surest and the least sure quarter, so that rounding decides
+    # nothing.
+    sure = first.sort().values[len(TEXTS) // 4 : -len(TEXTS) // 4]
+    gap = int(sure.diff().argmax())
+    middle = sure[gap : gap + 2].mean()
 
     def leaves(_: int, logits: torch.Tensor, *__: object) -> torch.Tensor:
         return logits.softmax(dim=1).amax(dim=1) > middle
@@ -82,7 +86,7 @@ def test_regrouped_rows_get_the_answers_of_single_rows(
         one = {column: ids[i : i + 1] for column, ids in tokens.items()}
         alone = run_with_exits(network, one, {}, leaves)
         assert alone.layer[0] == together.layer[i]
-        np.testing.assert_allclose(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-4)
     assert 0 < (together.layer == 1).sum() < len(TEXTS)
 
 
@@ -102,7 +106,7 @@ def test_all_that_leave_after_a_layer_get_its_off_ramp(
             lambda number, logits, *_, own=layer: torch.full((len(logits),), number == own),
         )
         assert (found.layer == layer).all()
-        np.testing.assert_allclose(found.logits, ramps[layer - 1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.logits, ramps[layer - 1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -43,7 +43,7 @@ def test_experts_that_are_all_the_dense_network_answer_as_it_does(
     with torch.inference_mode():
         expected = encoder(**inputs).last_hidden_state
         found = made(**inputs).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_each_token_runs_through_the_columns_of_its_expert(checkpoints: dict[str, Path]) -> None:
@@ -67,7 +67,7 @@ def test_each_token_runs_through_the_columns_of_its_expert(checkpoints: dict[str
             dense_up.weight[own] @ hidden[row, token] + dense_up.bias[own]
         )
         expected = dense_down.weight[:, own] @ middle + dense_down.bias
-        torch.testing.assert_close(found[row, token], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[row, token], expected, rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(1, 500), st.integers(1, 8))

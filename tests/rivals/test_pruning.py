@@ -42,7 +42,7 @@ def test_masks_and_the_smaller_network_answer_alike(
         shrink(encoder)
         smaller = encoder(**inputs).last_hidden_state
     torch.testing.assert_close(zeros, masked)
-    torch.testing.assert_close(smaller, masked, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(smaller, masked, rtol=1e-4, atol=1e-4)
     left = sum(own.numel() for own in encoder.parameters())
     assert left < size if sparsity else left == size
     heads = sum(block.heads for block in blocks(encoder))
@@ -74,7 +74,7 @@ def test_dense_weights_get_the_gradient_of_the_masked_network(
     for own, masked in zip(blocks(plain), blocks(encoder), strict=True):
         expected = own.up.dense.weight.grad
         found = masked.up.dense.parametrizations.weight.original.grad
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         pruned = masked.up.dense.weight == 0
         assert 0.3 < pruned.float().mean() < 1
         assert found[pruned].abs().max() > 0
@@ -131,7 +131,7 @@ def test_training_gives_an_ordinary_checkpoint(
         before = model(**inputs).logits
         shrink(model.base_model)
         after = model(**inputs).logits
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     if structured:
         assert sum(block.columns for block in blocks(model.base_model)) == 64
 

@@ -231,6 +231,7 @@ class MoEBERT:
         max_length: int = 128,
         **arguments: Any,
     ) -> None:
+        self._teacher: Any
         self._teacher, self._tokenizer = open_checkpoint(checkpoint)
         self.labels = own_labels(self._teacher.config)
         self._shape = {"experts": experts, "width": width, "shared": shared}
