@@ -44,10 +44,9 @@ def test_a_rival_in_the_middle(
     middle = as_stage(second, model, way)
     cascade.stages = (first, middle, last)
     found = middle.run_all(ROWS).logits
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(ROWS.texts, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
-        tokens = AutoTokenizer.from_pretrained(folder)(
-            ROWS.texts, padding=True, return_tensors="pt"
-        )
         expected = model(**tokens).logits.numpy()
     own = [second.record.labels.index(label) for label in cascade.labels]
     np.testing.assert_allclose(found, expected[:, own], rtol=1e-3, atol=1e-4)
