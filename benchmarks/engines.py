@@ -37,7 +37,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 import common
-from cascadebert.artifact import MODEL_FILE, StageRecord, read_record
+from cascadebert.artifact import MODEL_FILE, WEIGHTS_FILE, StageRecord, read_record
 from cascadebert.data import Rows, evenly
 from cascadebert.files import read_rows
 from cascadebert.machine import usable_cores
@@ -50,7 +50,7 @@ TASK = "sst2"
 ROUNDS = 2
 CACHE = common.CHECKPOINTS / "engines"
 CALIBRATION_ROWS = 300
-TEST_ROWS = 2_000
+TEST_ROWS = 1_000
 SIDE = 4_096
 BATCH = 32
 OURS = {
@@ -70,8 +70,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     CACHE.mkdir(parents=True, exist_ok=True)
     if parser.parse_args().step == "speed":
-        found = {record.name: compare(record, folder) for record, folder in transformers(TASK)}
-        (CACHE / "speed.json").write_text(json.dumps(found))
+        found = {}
+        for record, folder in transformers(TASK):
+            found[record.name] = compare(record, folder)
+            (CACHE / "speed.json").write_text(json.dumps(found))
     else:
         losses = {task: precisions(task) for task in TASKS}
         (CACHE / "accuracy.json").write_text(json.dumps(losses))
@@ -203,11 +205,14 @@ def quantised_by_onnx_runtime(
     scratch = CACHE / folder.name
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    # Weights must lie beside the graph that names them.
+    for name in (MODEL_FILE, WEIGHTS_FILE):
+        shutil.copy(folder / name, scratch)
     folded = scratch / "folded.onnx"
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
-    onnxruntime.InferenceSession(str(folder / MODEL_FILE), options)
+    onnxruntime.InferenceSession(str(scratch / MODEL_FILE), options)
     model = onnx.load(folded)
     del model.graph.value_info[:]
     onnx.save(model, folded)
