@@ -184,7 +184,7 @@ def stage_setting(task: Task, stage: Stage) -> Setting:
 
     def read(run: StageRun) -> Ran:
         layers = float(len(task.test) * layers_of(stage))
-        return Ran(run.logits.argmax(axis=1), float(run.costs("flops").sum()), layers)
+        return Ran(run.logits.argmax(axis=1), float(run.cost.row_flops(run.lengths).sum()), layers)
 
     return lambda: stage.run_all(task.test), read
 

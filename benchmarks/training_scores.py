@@ -106,7 +106,7 @@ def linear_stage(task: str, train: Rows) -> dict[str, np.ndarray]:
         values = {}
         for split in ("validation", "test"):
             run = stage.run_all(read_rows(common.data_folder(task) / f"{split}.jsonl"))
-            values |= {split: run.logits, f"{split}_flops": run.costs("flops")}
+            values |= {split: run.logits, f"{split}_flops": run.cost.row_flops(run.lengths)}
         np.savez(result / "logits.npz", **values)
 
     settings = {"task": task, "rows": train.fingerprint(), "features": feature_version()}
