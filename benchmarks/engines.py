@@ -118,6 +118,7 @@ def compare(record: StageRecord, folder: Path) -> dict[str, Any]:
     peak = int8_peak()
     found = {}
     for title, stage in stages.items():
+        seconds = statistics.median(once[title] for once in rounds)
         ratios = [once[REFERENCE] / once[title] for once in rounds]
         order = shuffled(len(test))
         half = len(test) // 2
@@ -125,10 +126,8 @@ def compare(record: StageRecord, folder: Path) -> dict[str, Any]:
         apart = np.concatenate(parts)[np.argsort(order)]
         padded = in_padded_batches(stage, test)
         found[title] = {
-            "rows_per_second": len(test) / statistics.median(once[title] for once in rounds),
-            "share_of_int8_peak": operations
-            / statistics.median(once[title] for once in rounds)
-            / peak,
+            "rows_per_second": len(test) / seconds,
+            "share_of_int8_peak": operations / seconds / peak,
             "against_torch": [statistics.median(ratios), min(ratios), max(ratios)],
             "accuracy": float((logits[title].argmax(axis=1) == truth).mean()),
             "agreement": share_alike(logits[title], logits["ONNX Runtime fp32"]),

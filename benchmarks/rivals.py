@@ -6,14 +6,16 @@
 Needs MPNet (``stages.py``) and the small stages (``speed.py train``). All start from the same
 pre-trained MPNet, or the same small encoders, and see the same rows for as many epochs as MPNet.
 All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
-rows, for 1.5, 2, 3, 4 and 6 times fewer layers (of the cascade: seconds), and timed on the test
-rows in turn with the whole model; what stands in the table at 2, 3 and 4 times is read off the
-line through these points. What is finished is kept in ``checkpoints/rivals``.
+rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers (of the
+cascade: seconds). They answer the test rows, and are timed on some of these in turn with the whole
+model; what stands in the table at 2, 3 and 4 times is read off the line through these points. What
+is finished is kept in ``checkpoints/rivals``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import itertools
 import json
@@ -38,6 +40,7 @@ from cascadebert import Cascade, Rows, Speedup, read_rows
 from cascadebert.data import evenly
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning
+from cascadebert.evaluation.bench_result import oracle
 from cascadebert.evaluation.metrics import dis
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
@@ -52,17 +55,17 @@ from cascadebert.rivals.regrouping import ExitAnswers
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.scheduler import Prediction
-from cascadebert.stage import Stage, StageRun, TransformerStage
+from cascadebert.stage import Stage
 from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import Outputs
 from cascadebert.training.parts import Parts
+from speed import validation_rows
 from stages import RECIPES, training_rows
 from training import MAX_LENGTH, last_stage
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
-TASKS = ("mrpc", "snli", "sst2")
-ROWS = {"sst2": 12_000}
+TASKS = ("sst2", "mrpc", "snli")
 EXITS: dict[str, type[EarlyExit]] = {
     "DeeBERT": DeeBERT,
     "Shallow-Deep": ShallowDeep,
@@ -72,15 +75,19 @@ EXITS: dict[str, type[EarlyExit]] = {
 }
 # Of those trained in phases, the share of the epochs that each phase gets.
 PHASE_EPOCHS = {"COST-EFF": 0.5}
+STATIC = ("first 3 layers", "first 4 layers", "first 6 layers", "first 3 layers, distilled")
+PRUNED = ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns")
+MIDDLE = PRUNED[1]
 CASCADES = {
     "cascade: L3, L6, MPNet": ("MiniLM-L3", "MiniLM-L6"),
     "cascade: linear, L3, L6, MPNet": ("linear", "MiniLM-L3", "MiniLM-L6"),
+    "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", MIDDLE),
 }
-STATIC = ("first 3 layers", "first 4 layers", "first 6 layers", "first 3 layers, distilled")
-PRUNED = ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns")
+CHECKPOINT = "checkpoint"
+PRETRAINED = common.CHECKPOINTS / "pretrained" / "MPNet"
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 SHOWN = (2.0, 3.0, 4.0)
-VALIDATION_ROWS, TEST_ROWS = 1_500, 2_000
+VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 500
 ROUNDS = 3
 RUNTIME = "torch-bf16"
 
@@ -127,12 +134,9 @@ class Task:
 
     @classmethod
     def read(cls, name: str) -> Task:
-        folder = common.data_folder(name)
-        validation, test = (
-            read_rows(folder / f"{split}.jsonl", with_labels=True)
-            for split in ("validation", "test")
-        )
-        train = training_rows(name, ROWS.get(name, RECIPES[name]["MPNet"][0]))
+        train = training_rows(name, RECIPES[name]["MPNet"][0])
+        validation = validation_rows(name)
+        test = read_rows(common.data_folder(name) / "test.jsonl", with_labels=True)
         return cls(
             name,
             train,
@@ -146,47 +150,86 @@ class Task:
         return classes == truth
 
 
-Setting = tuple[Callable[[], Any], Callable[[Any], Ran]]
-"""What is timed, and how its result is read."""
+@dataclass(frozen=True)
+class Job:
+    """One method on one task.
 
-
-def measure(task: Task, settings: dict[str, Setting], whole: Stage) -> list[Point]:
-    """Run every setting and the whole model in turn, on the test rows.
-
-    Args:
-        task: whose test rows are run.
-        settings: by name.
-        whole: the reference.
+    Attributes:
+        task: its rows.
+        method: its name.
+        seed: of the training.
+        whole: the model that it is measured against, as a cascade of one stage.
+        folder: what is to be kept beside the figures goes here.
     """
-    runs = {"whole": stage_setting(task, whole), **settings}
-    answers = {name: read(run()) for name, (run, read) in runs.items()}
-    rounds = [{name: seconds_of(run) for name, (run, _) in runs.items()} for _ in range(ROUNDS)]
+
+    task: Task
+    method: str
+    seed: int
+    whole: Cascade
+    folder: Path
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same settings of training as MPNet's."""
+        _, epochs, rate = RECIPES[self.task.name]["MPNet"]
+        return {
+            "max_length": MAX_LENGTH,
+            "num_train_epochs": epochs,
+            "learning_rate": rate,
+            "seed": self.seed,
+        }
+
+
+Setting = tuple[Callable[[Rows], Any], Callable[[Any], Ran]]
+"""What is timed, and how what it gives of the test rows is read."""
+
+
+def measure(job: Job, settings: dict[str, Setting]) -> list[dict[str, Any]]:
+    """Run every setting on the test rows, and time it on some in turn with the whole model.
+
+    Returns:
+        What :class:`Point` has, of the whole model and of every setting.
+    """
+    runs = {"whole": model_setting(job.task, job.whole), **settings}
+    answers = {name: read(run(job.task.test)) for name, (run, read) in runs.items()}
+    timed = job.task.test.take(evenly(len(job.task.test), TIMED_ROWS).tolist())
+    rounds = [
+        {name: seconds_of(functools.partial(run, timed)) for name, (run, _) in runs.items()}
+        for _ in range(ROUNDS)
+    ]
     points = []
-    whole_run = answers["whole"]
     for name, ran in answers.items():
         ratios = [once["whole"] / once[name] for once in rounds]
         points.append(
             Point(
                 name,
-                float(task.right(ran.classes).mean()),
+                float(job.task.right(ran.classes).mean()),
                 statistics.median(ratios),
                 min(ratios),
                 max(ratios),
-                whole_run.flops / ran.flops,
-                whole_run.layers / ran.layers,
+                answers["whole"].flops / ran.flops,
+                answers["whole"].layers / ran.layers,
             )
         )
-    return points
+    return [asdict(point) for point in points]
 
 
-def stage_setting(task: Task, stage: Stage) -> Setting:
-    """One model on every row."""
+def model_setting(task: Task, made: Cascade) -> Setting:
+    """A cascade, also one of a single model, under the thresholds that it has."""
+    flops = np.stack([s.record.cost.row_flops(s.tokenize(task.test).lengths) for s in made.stages])
+    layers = np.array([layers_of(stage) for stage in made.stages])
+    # Label names are sorted here as everywhere in this benchmark.
+    assert list(made.labels) == task.labels
 
-    def read(run: StageRun) -> Ran:
-        layers = float(len(task.test) * layers_of(stage))
-        return Ran(run.logits.argmax(axis=1), float(run.cost.row_flops(run.lengths).sum()), layers)
+    def read(out: Prediction) -> Ran:
+        flops_spent = float((out.passed * flops.T).sum())
+        return Ran(classes_of(out), flops_spent, float((out.passed @ layers).sum()))
 
-    return lambda: stage.run_all(task.test), read
+    return made.predict, read
+
+
+def classes_of(out: Prediction) -> np.ndarray:
+    return out.probabilities.argmax(axis=1)
 
 
 def layers_of(stage: Stage) -> int:
@@ -199,24 +242,19 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def early_exit(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:
+def early_exit(job: Job) -> dict[str, Any]:
     """Train one network with exits, choose knobs on the validation rows, time them."""
-    _, epochs, rate = RECIPES[task.name]["MPNet"]
+    task, arguments = job.task, job.arguments
+    arguments["num_train_epochs"] *= PHASE_EPOCHS.get(job.method, 1)
     start = time.perf_counter()
-    rival = EXITS[name](
-        common.CHECKPOINTS / "pretrained" / "MPNet",
-        max_length=MAX_LENGTH,
-        num_train_epochs=epochs * PHASE_EPOCHS.get(name, 1),
-        learning_rate=rate,
-        seed=seed,
-    ).fit(task.train)
+    rival = EXITS[job.method](PRETRAINED, **arguments).fit(task.train)
     spent = time.perf_counter() - start
     depth = rival.network.depth
     recording = rival.record(task.validation)
     counted = {knob: layers_speedup(rival.replay(recording, knob), depth) for knob in rival.knobs}
     chosen = {min(counted, key=lambda knob: abs(counted[knob] - target)) for target in SPEEDUPS}
-
-    flops_of_all = network_flops(rival.network, whole.run_all(task.test).lengths)
+    lengths = job.whole.stages[0].tokenize(task.test).lengths
+    flops_of_all = network_flops(rival.network, lengths)
 
     def read(answers: ExitAnswers) -> Ran:
         # The exits' own classifiers are next to nothing beside a layer.
@@ -224,12 +262,12 @@ def early_exit(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]
         return Ran(answers.logits.argmax(axis=1), flops, float(answers.layer.sum()))
 
     settings: dict[str, Setting] = {
-        f"{knob:g}": (functools.partial(rival.predict, task.test, knob), read)
+        f"{knob:g}": (functools.partial(rival.predict, knob=knob), read)
         for knob in (rival.knobs[0], *sorted(chosen, key=lambda knob: counted[knob]))
     }
     ramps = rival.record(task.test).logits
     return {
-        "points": [asdict(point) for point in measure(task, settings, whole)],
+        "points": measure(job, settings),
         "dis": {str(k + 1): inversion(task, ramps[k]) for k in range(depth)},
         "seconds": spent,
     }
@@ -253,119 +291,91 @@ def inversion(task: Task, logits: np.ndarray) -> float:
     return dis(max_probability_log_odds(logits), ~right)
 
 
-def static(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:
-    """The first layers, fine-tuned, and run as a stage."""
-    _, epochs, rate = RECIPES[task.name]["MPNet"]
-    layers = int(name.split()[1])
-    distilled = name.endswith("distilled")
+def static(job: Job) -> dict[str, Any]:
+    """The first layers, fine-tuned."""
+    layers, distilled = int(job.method.split()[1]), job.method.endswith("distilled")
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        encoder = first_layers(
-            common.CHECKPOINTS / "pretrained" / "MPNet", layers, Path(scratch) / "encoder"
-        )
-        teacher = Outputs(last_stage(task.name, task.train)["train"]) if distilled else None
+        encoder = first_layers(PRETRAINED, layers, Path(scratch) / "encoder")
+        teacher = None
+        if distilled:
+            teacher = Outputs(last_stage(job.task.name, job.task.train)["train"])
         checkpoint = fine_tune(
             encoder,
-            task.train,
+            job.task.train,
             Path(scratch) / "tuned",
             objective=Objective("distillation" if distilled else "cross_entropy"),
             teacher=teacher,
-            max_length=MAX_LENGTH,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            seed=seed,
+            **job.arguments,
         )
         spent = time.perf_counter() - start
-        return alone(task, checkpoint, whole) | {"seconds": spent}
+        return alone(job, in_torch([checkpoint])) | {"seconds": spent}
 
 
-def pruned(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:
+def pruned(job: Job) -> dict[str, Any]:
     """Heads and columns pruned while it is fine-tuned, then cut out."""
-    _, epochs, rate = RECIPES[task.name]["MPNet"]
-    share = int(name.split()[1].rstrip("%")) / 100
-    with tempfile.TemporaryDirectory() as scratch:
-        start = time.perf_counter()
-        checkpoint = fine_tune(
-            common.CHECKPOINTS / "pretrained" / "MPNet",
-            task.train,
-            Path(scratch) / "tuned",
-            callbacks=[PruningCallback(share, structured=True)],
-            max_length=MAX_LENGTH,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            seed=seed,
-        )
-        spent = time.perf_counter() - start
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
-    shrink(model.base_model)
-    return in_its_place(task, model, whole) | {"seconds": spent}
-
-
-def experts(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:  # noqa: ARG001
-    """The fine-tuned model cut into experts, and trained for as long again."""
-    _, epochs, rate = RECIPES[task.name]["MPNet"]
+    share = int(job.method.split()[1].rstrip("%")) / 100
     start = time.perf_counter()
-    rival = MoEBERT(
-        common.CHECKPOINTS / task.name / "MPNet",
-        max_length=MAX_LENGTH,
-        num_train_epochs=epochs,
-        learning_rate=rate,
-        seed=seed,
-    ).fit(task.train)
+    fine_tune(
+        PRETRAINED,
+        job.task.train,
+        job.folder / CHECKPOINT,
+        callbacks=[PruningCallback(share, structured=True)],
+        **job.arguments,
+    )
     spent = time.perf_counter() - start
-    return in_its_place(task, rival.model, whole) | {"seconds": spent}
+    stage = as_stage(job.whole.stages[0], shrunk(job.folder), "pruned")
+    return alone(job, of_one(job.whole, stage)) | {"seconds": spent}
 
 
-def in_its_place(task: Task, model: Any, whole: Stage) -> dict[str, Any]:
-    """A model made from the whole one, on the test rows."""
-    assert isinstance(whole, TransformerStage)
-    stage = as_stage(whole, model, "rival")
-    points = measure(task, {"alone": stage_setting(task, stage)}, whole)
-    return {"points": [asdict(point) for point in points], "dis": {}}
+def shrunk(part: Path) -> Any:
+    """The pruned model of a finished part, without what was pruned."""
+    model = AutoModelForSequenceClassification.from_pretrained(part / CHECKPOINT)
+    shrink(model.base_model)
+    return model
 
 
-def complete(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:  # noqa: ARG001
+def experts(job: Job) -> dict[str, Any]:
+    """The fine-tuned model cut into experts, and trained for as long again."""
+    start = time.perf_counter()
+    rival = MoEBERT(whole_of(job.task.name), **job.arguments).fit(job.task.train)
+    spent = time.perf_counter() - start
+    stage = as_stage(job.whole.stages[0], rival.model, "experts")
+    return alone(job, of_one(job.whole, stage)) | {"seconds": spent}
+
+
+def complete(job: Job) -> dict[str, Any]:
     """A small stage by itself."""
-    return alone(task, common.CHECKPOINTS / task.name / "small" / name, whole)
+    return alone(job, in_torch([small(job.task.name, job.method)]))
 
 
-def alone(task: Task, checkpoint: Path, whole: Stage) -> dict[str, Any]:
-    """One model on the test rows."""
-    (stage,) = in_torch([checkpoint]).stages
-    points = measure(task, {"alone": stage_setting(task, stage)}, whole)
-    logits = stage.run_all(task.test).logits
+def alone(job: Job, made: Cascade) -> dict[str, Any]:
+    """One model, as a cascade of one stage, on the test rows."""
+    logits = np.log(made.predict(job.task.test).probabilities)
     return {
-        "points": [asdict(point) for point in points],
-        "dis": {str(layers_of(stage)): inversion(task, logits)},
+        "points": measure(job, {"alone": model_setting(job.task, made)}),
+        "dis": {str(layers_of(made.stages[0])): inversion(job.task, logits)},
     }
 
 
-def cascade(task: Task, name: str, seed: int, whole: Stage) -> dict[str, Any]:  # noqa: ARG001
+def cascade(job: Job) -> dict[str, Any]:
     """Small stages and the whole model, thresholds from the validation rows."""
-    small = common.CHECKPOINTS / task.name / "small"
-    # Its label names are sorted, as those of every other method here.
-    made = in_torch(
-        [*(small / stage for stage in CASCADES[name]), common.CHECKPOINTS / task.name / "MPNet"]
-    )
-    assert list(made.labels) == task.labels
-    flops = np.array(
-        [stage.record.cost.row_flops(stage.tokenize(task.test).lengths) for stage in made.stages]
-    )
-    layers = np.array([layers_of(stage) for stage in made.stages])
-
-    def run(thresholds: Sequence[float]) -> Prediction:
-        made.thresholds = thresholds
-        return made.predict(task.test)
-
-    def read(out: Prediction) -> Ran:
-        classes = np.array([task.labels.index(label) for label in out.labels])
-        return Ran(classes, float((out.passed * flops.T).sum()), float((out.passed @ layers).sum()))
-
+    task, names = job.task, CASCADES[job.method]
+    whole = whole_of(task.name)
+    made = in_torch([*(whole if n == MIDDLE else small(task.name, n) for n in names), whole])
+    if MIDDLE in names:
+        stages, number = list(made.stages), names.index(MIDDLE)
+        part = PARTS.path(*part_of(task.name, MIDDLE, job.seed))
+        stages[number] = as_stage(stages[number], shrunk(part), "pruned")
+        made.stages = tuple(stages)
     settings: dict[str, Setting] = {}
     for target in SPEEDUPS:
         made.tune(task.validation, Speedup(target), None)
-        settings[f"{target:g}x"] = functools.partial(run, made.thresholds or ()), read
-    return {"points": [asdict(point) for point in measure(task, settings, whole)], "dis": {}}
+        settings[f"{target:g}x"] = model_setting(task, made.with_thresholds(made.thresholds or ()))
+    runs = made.run_stages(task.test)
+    right = np.stack([task.right(run.logits.argmax(axis=1)) for run in runs])
+    bound = oracle(right, np.array([run.seconds / len(task.test) for run in runs]))
+    return {"points": measure(job, settings), "dis": {}, "oracle": asdict(bound)}
 
 
 def in_torch(checkpoints: Sequence[Path]) -> Cascade:
@@ -376,13 +386,29 @@ def in_torch(checkpoints: Sequence[Path]) -> Cascade:
         return Cascade.from_pretrained(target, runtime=RUNTIME)
 
 
-METHODS: dict[str, Callable[[Task, str, int, Stage], dict[str, Any]]] = {
-    **dict.fromkeys(CASCADES, cascade),
+def of_one(like: Cascade, stage: Stage) -> Cascade:
+    """A cascade of a single stage."""
+    made = copy.copy(like)
+    made.stages = (stage,)
+    return made
+
+
+def whole_of(task: str) -> Path:
+    return common.CHECKPOINTS / task / "MPNet"
+
+
+def small(task: str, name: str) -> Path:
+    return common.CHECKPOINTS / task / "small" / name
+
+
+METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
     **dict.fromkeys(("MiniLM-L3", "MiniLM-L6"), complete),
     **dict.fromkeys(STATIC, static),
     **dict.fromkeys(PRUNED, pruned),
     "MoEBERT": experts,
     **dict.fromkeys(EXITS, early_exit),
+    # Last, as one has a stage that is made before.
+    **dict.fromkeys(CASCADES, cascade),
 }
 SEEDLESS = (cascade, complete)
 
@@ -391,14 +417,16 @@ def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> N
     """Train and time all that is not there yet."""
     for name in tasks:
         task = Task.read(name)
-        (whole,) = in_torch([common.CHECKPOINTS / name / "MPNet"]).stages
+        whole = in_torch([whole_of(name)])
         for seed, method in itertools.product(seeds, methods):
             make = METHODS[method]
             if make in SEEDLESS and seed != seeds[0]:
                 continue
 
-            def found(result: Path, _: Path, make: Any = make, method: str = method) -> None:
-                figures = make(task, method, seed, whole)  # noqa: B023
+            def found(
+                result: Path, _: Path, make: Any = make, method: str = method, seed: int = seed
+            ) -> None:
+                figures = make(Job(task, method, seed, whole, result))  # noqa: B023
                 (result / "result.json").write_text(json.dumps(figures))
 
             PARTS.run(*part_of(name, method, seed), found)
@@ -408,8 +436,9 @@ def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> N
 def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     """Name and settings of the part that a method's figures are kept as."""
     seed = 0 if METHODS[method] in SEEDLESS else seed
-    rows = ROWS.get(task, RECIPES[task]["MPNet"][0])
-    settings = {"task": task, "method": method, "seed": seed, "rows": rows, "test": TEST_ROWS}
+    rows = RECIPES[task]["MPNet"][0]
+    settings = {"task": task, "method": method, "seed": seed, "rows": rows}
+    settings |= {"test": TEST_ROWS, "timed": TIMED_ROWS}
     return f"{task}-{re.sub(r'[^A-Za-z0-9]+', '-', method)}-{seed}", settings
 
 

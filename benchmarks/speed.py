@@ -97,9 +97,7 @@ def build(task: str) -> None:
 def run(task: str) -> dict[str, Any]:
     """Tune one cascade for what is to be retained, and time it."""
     folder, data = common.CHECKPOINTS / task / "fast", common.data_folder(task)
-    validation = read_rows(data / "validation.jsonl", with_labels=True)
-    if task == "sst2":
-        validation = unlike_training(validation)
+    validation = validation_rows(task)
     validation = validation.take(evenly(len(validation), VALIDATION_ROWS).tolist())
     cascade = Cascade.from_pretrained(folder)
     cascade.measure_speed(training_rows(task, CALIBRATION_ROWS))
@@ -124,6 +122,12 @@ def run(task: str) -> dict[str, Any]:
         }
         print(task, retained, summary(result), flush=True)
     return found
+
+
+def validation_rows(task: str) -> Rows:
+    """Held-out rows; of sst2 those that are unlike the training rows."""
+    rows = read_rows(common.data_folder(task) / "validation.jsonl", with_labels=True)
+    return unlike_training(rows) if task == "sst2" else rows
 
 
 def unlike_training(validation: Rows) -> Rows:

@@ -100,14 +100,14 @@ class TokenizedRows:
         )
 
     def batch(
-        self, positions: NDArray[np.int64], padding: Mapping[str, int], most: int
+        self, positions: NDArray[np.int64], padding: Mapping[str, int], most: int | None
     ) -> dict[str, NDArray[np.int64]]:
         """Rows of one width as a model takes them, each of shape (rows, width).
 
         Args:
             positions: rows whose :func:`~cascadebert.batching.widths` are the same.
             padding: for each column the id that fills rows up on the right.
-            most: tokens that the model reads.
+            most: tokens that the model reads, if that is known.
         """
         lengths = self.lengths[positions][:, None]
         place = np.arange(widths(lengths, most).max())

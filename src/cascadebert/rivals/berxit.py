@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState
 
-from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
+from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 
@@ -65,7 +65,7 @@ def _alternating(
     assert isinstance(network, CertainNetwork)
     states = network.states(inputs)
     if state.global_step % 2 == 0:
-        return exit_losses(network.exits[-1](states[-1])[None], labels)[0]
+        return exit_loss(network.exits[-1](states[-1]), labels)
     logits = network.off_ramps(states)
     losses = exit_losses(logits, labels)
     certainty = network.certainty(states[:-1])

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainerState
 
-from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
+from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 
@@ -57,8 +57,7 @@ def entropy(logits: Tensor) -> Tensor:
 def _last_exit(
     network: ExitNetwork, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
 ) -> Tensor:
-    last = network.exits[-1](network.states(inputs)[-1])
-    return exit_losses(last[None], labels)[0]
+    return exit_loss(network.exits[-1](network.states(inputs)[-1]), labels)
 
 
 def _other_exits(

@@ -224,10 +224,17 @@ def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (layers, rows, outputs).
         labels: class indices or float values, (rows,).
     """
-    return torch.stack([_loss(own.float(), labels) for own in logits])
+    return torch.stack([exit_loss(own, labels) for own in logits])
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of one exit; see :func:`exit_losses`.
+
+    Args:
+        logits: (rows, outputs).
+        labels: class indices or float values, (rows,).
+    """
+    logits = logits.float()
     if logits.shape[1] == 1:
         return functional.mse_loss(logits[:, 0], labels.float())
     return functional.cross_entropy(logits, labels)

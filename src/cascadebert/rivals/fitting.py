@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerState
+from transformers import PrinterCallback, TrainerState
 
 from cascadebert.training.encoding import Collator, EncodedRows
 from cascadebert.training.fine_tuning import default_arguments
@@ -45,6 +45,8 @@ def train(
             data_collator=collate,
         )
         trainer.own_loss = loss
+        # Without its progress bars the Trainer prints its statistics instead.
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 

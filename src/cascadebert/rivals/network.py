@@ -27,7 +27,7 @@ class Surroundings:
     mask: Tensor
     position_bias: Tensor | None
 
-    def take(self, rows: Tensor) -> Surroundings:
+    def take(self, rows: Tensor | slice) -> Surroundings:
         """The same for some of the rows."""
         return Surroundings(self.mask[rows], self.position_bias)
 

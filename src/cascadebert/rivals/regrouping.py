@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cascadebert.batching import widths
 from cascadebert.rivals.network import ExitNetwork, Surroundings
+from cascadebert.stage import TokenizedRows
 
 Leaves = Callable[[int, Tensor, Tensor, NDArray[np.int64]], Tensor]
 """Which rows leave after a layer: called with its number from 1, the logits of its exit, the
@@ -74,13 +76,20 @@ def run_with_exits(
         most: tokens that the network reads.
     """
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
+    tokens = TokenizedRows(
+        {name: np.fromiter(chain.from_iterable(ids), np.int32) for name, ids in rows.items()},
+        lengths.cumsum() - lengths,
+        lengths,
+        np.zeros(len(lengths), dtype=np.bool_),
+    )
+    fill = {name: padding.get(name, 0) for name in rows}
     logits = np.empty((len(lengths), network.outputs), dtype=np.float32)
     layer = np.full(len(lengths), network.depth, dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     with torch.inference_mode():
         for start in range(0, len(order), _WINDOW):
             window = order[start : start + _WINDOW]
-            groups = list(_groups(network, rows, padding, lengths, window, most))
+            groups = list(_groups(network, tokens, fill, window, most))
             for number in range(1, network.depth + 1):
                 staying = []
                 for group in groups:
@@ -101,27 +110,19 @@ def run_with_exits(
 
 def _groups(
     network: ExitNetwork,
-    rows: Mapping[str, list[list[int]]],
+    tokens: TokenizedRows,
     padding: Mapping[str, int],
-    lengths: NDArray[np.int64],
     window: NDArray[np.int64],
     most: int | None,
 ) -> Iterator[_Group]:
     """The rows of each width, embedded."""
     device = next(network.parameters()).device
-    wide = widths(lengths[window], most)
+    wide = widths(tokens.lengths[window], most)
     for width in np.unique(wide):
         positions = window[wide == width]
-        inputs = {
-            name: torch.full((len(positions), int(width)), padding.get(name, 0))
-            for name in {**rows, "attention_mask": None}
-        }
-        for i, position in enumerate(positions):
-            inputs["attention_mask"][i, : lengths[position]] = 1
-            for name, ids in rows.items():
-                inputs[name][i, : lengths[position]] = torch.tensor(ids[position])
-        on_device = {name: ids.to(device) for name, ids in inputs.items()}
-        hidden, surroundings = network.begin(on_device)
+        batch = tokens.batch(positions, padding, most)
+        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
+        hidden, surroundings = network.begin(inputs)
         yield _Group(positions, hidden, surroundings)
 
 
@@ -134,8 +135,7 @@ def _layer(
     hidden, logits = [], []
     for part in torch.tensor_split(torch.arange(len(group.hidden)), batches):
         span = slice(int(part[0]), int(part[-1]) + 1)
-        surroundings = Surroundings(group.surroundings.mask[span], group.surroundings.position_bias)
-        after = network.layer(number, group.hidden[span], surroundings)
+        after = network.layer(number, group.hidden[span], group.surroundings.take(span))
         hidden.append(after)
         logits.append(network.exits[number - 1](after[:, 0]))
     return torch.cat(hidden), torch.cat(logits)

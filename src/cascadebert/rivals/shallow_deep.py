@@ -22,6 +22,7 @@ from transformers import TrainerState
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
+from cascadebert.training.losses import confidence
 
 FIRST_WEIGHT = 0.01
 
@@ -35,7 +36,7 @@ class ShallowDeep(EarlyExit):
         return (Phase(_joint),)
 
     def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002
-        return lambda _, logits, *__: logits.float().softmax(dim=1).amax(dim=1) >= knob
+        return lambda _, logits, *__: confidence(logits.float()) >= knob
 
 
 def _joint(
