@@ -3,19 +3,22 @@
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
-Needs MPNet (``stages.py``) and the small stages (``speed.py train``). All start from the same
-pre-trained MPNet, or the same small encoders, and see the same rows for as many epochs as MPNet.
-All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
-rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers (of the
-cascade: seconds). They answer the test rows, and are timed on some of these in turn with the whole
-model; what stands in the table at 2, 3 and 4 times is read off the line through these points. What
-is finished is kept in ``checkpoints/rivals``.
+Needs MPNet (``stages.py``) and the small stages (``speed.py train``). Rivals start from the same
+pre-trained MPNet and see the rows that it saw, for as many epochs at its learning rate; but COST-
+EFF gets twice as many in its four phases, and the second stage of DeeBERT, in which new
+classifiers are trained, ten times the learning rate. The small stages have recipes of their own
+(``training.py``).
+
+All run in torch in bfloat16. A method's settings are chosen on the validation rows (of sst2 on
+those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a cascade fewer
+seconds. They answer the test rows, and are timed on some of these in turn with the whole model.
+What stands in the table at 2, 3 and 4 times is what two neighbouring settings reach if each gets
+so many rows that the time is right. What is finished is kept in ``checkpoints/rivals``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import itertools
 import json
@@ -28,12 +31,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification
 
 import common
 from cascadebert import Cascade, Rows, Speedup, read_rows
@@ -45,24 +45,22 @@ from cascadebert.evaluation.metrics import dis
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
+from cascadebert.rivals.distilled import Distilled
 from cascadebert.rivals.early_exit import EarlyExit, layers_speedup
-from cascadebert.rivals.first_layers import first_layers
+from cascadebert.rivals.first_layers import FirstLayers
 from cascadebert.rivals.moebert import MoEBERT
-from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.pabee import PABEE
-from cascadebert.rivals.pruning import PruningCallback, shrink
-from cascadebert.rivals.regrouping import ExitAnswers
+from cascadebert.rivals.pruning import DPF, shrunk
+from cascadebert.rivals.rival import Answers, Static
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.scheduler import Prediction
-from cascadebert.stage import Stage
-from cascadebert.training.fine_tuning import fine_tune
-from cascadebert.training.losses import Objective
-from cascadebert.training.outputs import Outputs
-from cascadebert.training.parts import Parts
+from cascadebert.stage import Stage, TransformerStage
+from cascadebert.training.parts import Parts, read_part
 from speed import validation_rows
 from stages import RECIPES, training_rows
-from training import MAX_LENGTH, last_stage
+from training import ENCODERS, MAX_LENGTH, cell_part
+from training import PARTS as SMALL_PARTS
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
 TASKS = ("sst2", "mrpc", "snli")
@@ -73,20 +71,23 @@ EXITS: dict[str, type[EarlyExit]] = {
     "BERxiT": BERxiT,
     "COST-EFF": COSTEFF,
 }
-# Of those trained in phases, the share of the epochs that each phase gets.
-PHASE_EPOCHS = {"COST-EFF": 0.5}
-STATIC = ("first 3 layers", "first 4 layers", "first 6 layers", "first 3 layers, distilled")
-PRUNED = ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns")
-MIDDLE = PRUNED[1]
+# Over what MPNet's own training has: COST-EFF has four phases.
+OWN_ARGUMENTS: dict[str, dict[str, float]] = {
+    "DeeBERT": {"exit_learning_rate": 3e-4},
+    "COST-EFF": {"epochs_a_phase": 0.5},
+}
+MIDDLE = "DPF, 75% of heads and columns"
 CASCADES = {
     "cascade: L3, L6, MPNet": ("MiniLM-L3", "MiniLM-L6"),
     "cascade: linear, L3, L6, MPNet": ("linear", "MiniLM-L3", "MiniLM-L6"),
     "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", MIDDLE),
 }
+COMPLETE = ENCODERS
+# Those that the fine-tuned MPNet teaches, beside the small stages.
+TAUGHT = ("first 3 layers, distilled", "MoEBERT")
 CHECKPOINT = "checkpoint"
 PRETRAINED = common.CHECKPOINTS / "pretrained" / "MPNet"
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
-SHOWN = (2.0, 3.0, 4.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 500
 ROUNDS = 3
 RUNTIME = "torch-bf16"
@@ -170,14 +171,21 @@ class Job:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The same settings of training as MPNet's."""
-        _, epochs, rate = RECIPES[self.task.name]["MPNet"]
-        return {
-            "max_length": MAX_LENGTH,
-            "num_train_epochs": epochs,
-            "learning_rate": rate,
-            "seed": self.seed,
-        }
+        """The settings of MPNet's training, but for what the method needs otherwise."""
+        return arguments_of(self.task.name, self.method, self.seed)
+
+
+def arguments_of(task: str, method: str, seed: int) -> dict[str, Any]:
+    """See :attr:`Job.arguments`."""
+    _, epochs, rate = RECIPES[task]["MPNet"]
+    own = dict(OWN_ARGUMENTS.get(method, {}))
+    return {
+        "max_length": MAX_LENGTH,
+        "num_train_epochs": epochs * own.pop("epochs_a_phase", 1),
+        "learning_rate": rate,
+        "seed": seed,
+        **own,
+    }
 
 
 Setting = tuple[Callable[[Rows], Any], Callable[[Any], Ran]]
@@ -193,10 +201,10 @@ def measure(job: Job, settings: dict[str, Setting]) -> list[dict[str, Any]]:
     runs = {"whole": model_setting(job.task, job.whole), **settings}
     answers = {name: read(run(job.task.test)) for name, (run, read) in runs.items()}
     timed = job.task.test.take(evenly(len(job.task.test), TIMED_ROWS).tolist())
-    rounds = [
-        {name: seconds_of(functools.partial(run, timed)) for name, (run, _) in runs.items()}
-        for _ in range(ROUNDS)
-    ]
+    rounds = []
+    for turn in range(ROUNDS):
+        names = list(runs)[turn:] + list(runs)[:turn]
+        rounds.append({name: seconds_of(functools.partial(runs[name][0], timed)) for name in names})
     points = []
     for name, ran in answers.items():
         ratios = [once["whole"] / once[name] for once in rounds]
@@ -245,7 +253,6 @@ def seconds_of(run: Callable[[], object]) -> float:
 def early_exit(job: Job) -> dict[str, Any]:
     """Train one network with exits, choose knobs on the validation rows, time them."""
     task, arguments = job.task, job.arguments
-    arguments["num_train_epochs"] *= PHASE_EPOCHS.get(job.method, 1)
     start = time.perf_counter()
     rival = EXITS[job.method](PRETRAINED, **arguments).fit(task.train)
     spent = time.perf_counter() - start
@@ -253,13 +260,10 @@ def early_exit(job: Job) -> dict[str, Any]:
     recording = rival.record(task.validation)
     counted = {knob: layers_speedup(rival.replay(recording, knob), depth) for knob in rival.knobs}
     chosen = {min(counted, key=lambda knob: abs(counted[knob] - target)) for target in SPEEDUPS}
-    lengths = job.whole.stages[0].tokenize(task.test).lengths
-    flops_of_all = network_flops(rival.network, lengths)
 
-    def read(answers: ExitAnswers) -> Ran:
-        # The exits' own classifiers are next to nothing beside a layer.
-        flops = float((flops_of_all * answers.layer / depth).sum())
-        return Ran(answers.logits.argmax(axis=1), flops, float(answers.layer.sum()))
+    def read(answers: Answers) -> Ran:
+        classes = answers.logits.argmax(axis=1)
+        return Ran(classes, float(rival.cost(answers).sum()), float(answers.layer.sum()))
 
     settings: dict[str, Setting] = {
         f"{knob:g}": (functools.partial(rival.predict, knob=knob), read)
@@ -273,75 +277,21 @@ def early_exit(job: Job) -> dict[str, Any]:
     }
 
 
-def network_flops(network: ExitNetwork, lengths: np.ndarray) -> np.ndarray:
-    """Operations of each row in all layers."""
-    tokens = [8, 16, 24]
-    counts = []
-    for length in tokens:
-        ids = torch.ones((1, length), dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            network(input_ids=ids, attention_mask=ids)
-        counts.append(counter.get_total_flops())
-    found = np.linalg.solve(np.vander(tokens, increasing=True), counts)
-    return np.vander(lengths, 3, increasing=True) @ found
-
-
 def inversion(task: Task, logits: np.ndarray) -> float:
     right = task.right(logits.argmax(axis=1))
     return dis(max_probability_log_odds(logits), ~right)
 
 
 def static(job: Job) -> dict[str, Any]:
-    """The first layers, fine-tuned."""
-    layers, distilled = int(job.method.split()[1]), job.method.endswith("distilled")
-    with tempfile.TemporaryDirectory() as scratch:
-        start = time.perf_counter()
-        encoder = first_layers(PRETRAINED, layers, Path(scratch) / "encoder")
-        teacher = None
-        if distilled:
-            teacher = Outputs(last_stage(job.task.name, job.task.train)["train"])
-        checkpoint = fine_tune(
-            encoder,
-            job.task.train,
-            Path(scratch) / "tuned",
-            objective=Objective("distillation" if distilled else "cross_entropy"),
-            teacher=teacher,
-            **job.arguments,
-        )
-        spent = time.perf_counter() - start
-        return alone(job, in_torch([checkpoint])) | {"seconds": spent}
-
-
-def pruned(job: Job) -> dict[str, Any]:
-    """Heads and columns pruned while it is fine-tuned, then cut out."""
-    share = int(job.method.split()[1].rstrip("%")) / 100
+    """A single smaller model."""
+    rival = STATIC[job.method](job)
     start = time.perf_counter()
-    fine_tune(
-        PRETRAINED,
-        job.task.train,
-        job.folder / CHECKPOINT,
-        callbacks=[PruningCallback(share, structured=True)],
-        **job.arguments,
-    )
+    rival.fit(job.task.train)
     spent = time.perf_counter() - start
-    stage = as_stage(job.whole.stages[0], shrunk(job.folder), "pruned")
-    return alone(job, of_one(job.whole, stage)) | {"seconds": spent}
-
-
-def shrunk(part: Path) -> Any:
-    """The pruned model of a finished part, without what was pruned."""
-    model = AutoModelForSequenceClassification.from_pretrained(part / CHECKPOINT)
-    shrink(model.base_model)
-    return model
-
-
-def experts(job: Job) -> dict[str, Any]:
-    """The fine-tuned model cut into experts, and trained for as long again."""
-    start = time.perf_counter()
-    rival = MoEBERT(whole_of(job.task.name), **job.arguments).fit(job.task.train)
-    spent = time.perf_counter() - start
-    stage = as_stage(job.whole.stages[0], rival.model, "experts")
-    return alone(job, of_one(job.whole, stage)) | {"seconds": spent}
+    (whole,) = job.whole.stages
+    assert isinstance(whole, TransformerStage)
+    stage = as_stage(whole, rival.model, job.method)
+    return alone(job, job.whole.with_stages([stage])) | {"seconds": spent}
 
 
 def complete(job: Job) -> dict[str, Any]:
@@ -365,9 +315,9 @@ def cascade(job: Job) -> dict[str, Any]:
     made = in_torch([*(whole if n == MIDDLE else small(task.name, n) for n in names), whole])
     if MIDDLE in names:
         stages, number = list(made.stages), names.index(MIDDLE)
-        part = PARTS.path(*part_of(task.name, MIDDLE, job.seed))
-        stages[number] = as_stage(stages[number], shrunk(part), "pruned")
-        made.stages = tuple(stages)
+        model, _ = shrunk(PARTS.path(*part_of(task.name, MIDDLE, job.seed)) / CHECKPOINT)
+        stages[number] = as_stage(cast(TransformerStage, stages[number]), model, "pruned")
+        made = made.with_stages(stages)
     settings: dict[str, Setting] = {}
     for target in SPEEDUPS:
         made.tune(task.validation, Speedup(target), None)
@@ -386,13 +336,6 @@ def in_torch(checkpoints: Sequence[Path]) -> Cascade:
         return Cascade.from_pretrained(target, runtime=RUNTIME)
 
 
-def of_one(like: Cascade, stage: Stage) -> Cascade:
-    """A cascade of a single stage."""
-    made = copy.copy(like)
-    made.stages = (stage,)
-    return made
-
-
 def whole_of(task: str) -> Path:
     return common.CHECKPOINTS / task / "MPNet"
 
@@ -401,11 +344,20 @@ def small(task: str, name: str) -> Path:
     return common.CHECKPOINTS / task / "small" / name
 
 
+STATIC: dict[str, Callable[[Job], Static]] = {
+    "first 3 layers": lambda job: FirstLayers(PRETRAINED, 3, **job.arguments),
+    "first 4 layers": lambda job: FirstLayers(PRETRAINED, 4, **job.arguments),
+    "first 6 layers": lambda job: FirstLayers(PRETRAINED, 6, **job.arguments),
+    "first 3 layers, distilled": lambda job: Distilled(
+        PRETRAINED, whole_of(job.task.name), layers=3, **job.arguments
+    ),
+    "DPF, 50% of heads and columns": lambda job: DPF(PRETRAINED, 0.5, **job.arguments),
+    MIDDLE: lambda job: DPF(PRETRAINED, 0.75, output=job.folder / CHECKPOINT, **job.arguments),
+    "MoEBERT": lambda job: MoEBERT(whole_of(job.task.name), **job.arguments),
+}
 METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    **dict.fromkeys(("MiniLM-L3", "MiniLM-L6"), complete),
+    **dict.fromkeys(COMPLETE, complete),
     **dict.fromkeys(STATIC, static),
-    **dict.fromkeys(PRUNED, pruned),
-    "MoEBERT": experts,
     **dict.fromkeys(EXITS, early_exit),
     # Last, as one has a stage that is made before.
     **dict.fromkeys(CASCADES, cascade),
@@ -436,9 +388,14 @@ def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> N
 def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     """Name and settings of the part that a method's figures are kept as."""
     seed = 0 if METHODS[method] in SEEDLESS else seed
-    rows = RECIPES[task]["MPNet"][0]
-    settings = {"task": task, "method": method, "seed": seed, "rows": rows}
-    settings |= {"test": TEST_ROWS, "timed": TIMED_ROWS}
+    settings = {
+        "task": task,
+        "method": method,
+        "rows": RECIPES[task]["MPNet"][0],
+        "arguments": arguments_of(task, method, seed),
+        "speedups": SPEEDUPS,
+        "validation_test_timed": (VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS),
+    }
     return f"{task}-{re.sub(r'[^A-Za-z0-9]+', '-', method)}-{seed}", settings
 
 
@@ -447,87 +404,29 @@ def read_results(tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task, method, seed in itertools.product(tasks, METHODS, seeds):
         part = part_of(task, method, seed)
-        if PARTS.has(*part):
-            text = (PARTS.path(*part) / "result.json").read_text()
-            found.setdefault(task, {}).setdefault(method, {})[str(seed)] = json.loads(text)
+        if PARTS.has(*part) and (METHODS[method] not in SEEDLESS or seed == seeds[0]):
+            own = json.loads((PARTS.path(*part) / "result.json").read_text())
+            own["seconds"] = own.get("seconds", 0) + seconds_before(task, method)
+            found.setdefault(task, {}).setdefault(method, {})[str(seed)] = own
     return found
 
 
-def accuracy_at(points: list[dict[str, Any]], speedup: float) -> float | None:
-    """Read off the line through the points; None where it does not reach so far."""
-    at = sorted((point["speedup"], point["accuracy"]) for point in points)
-    speeds, accuracies = zip(*at, strict=True)
-    if not speeds[0] <= speedup <= speeds[-1]:
-        return None
-    return float(np.interp(speedup, speeds, accuracies))
-
-
-def table(results: dict[str, Any]) -> str:
-    """Accuracy at the same measured speed-up, then every point, then DIS by depth."""
-    return "\n\n".join("\n".join(part(results)) for part in (matched, all_points, inversions))
-
-
-def matched(results: dict[str, Any]) -> list[str]:
-    columns = [f"{task}, {speed:g}x" for task in results for speed in SHOWN]
-    means = [f"mean, {speed:g}x" for speed in SHOWN]
-    lines = [
-        f"| | {' | '.join(columns + means)} |",
-        "|---|" + "---|" * (len(columns) + len(means)),
-    ]
-    for method in METHODS:
-        cells: dict[str, float | None] = {}
-        for task, speed in itertools.product(results, SHOWN):
-            seeds = results[task].get(method, {}).values()
-            values = [accuracy_at(seed["points"], speed) for seed in seeds]
-            known = [value for value in values if value is not None]
-            whole = bool(known) and len(known) == len(values)
-            cells[f"{task}, {speed:g}x"] = statistics.mean(known) if whole else None
-        shown = [told(cells[column]) for column in columns]
-        for speed in SHOWN:
-            own = [cells[f"{task}, {speed:g}x"] for task in results]
-            full = [value for value in own if value is not None]
-            shown.append(told(statistics.mean(full) if len(full) == len(own) else None))
-        lines.append(f"| {method} | {' | '.join(shown)} |")
-    return lines
-
-
-def told(accuracy: float | None) -> str:
-    return "–" if accuracy is None else f"{100 * accuracy:.1f}"
-
-
-def all_points(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| task | method | seed | setting | accuracy | × whole model, measured (range) "
-        "| × by operations | × by layers | seconds of training |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for task, methods in results.items():
-        for method, seeds in methods.items():
-            for seed, own in seeds.items():
-                spent = f"{own['seconds']:,.0f}" if "seconds" in own else ""
-                for point in own["points"]:
-                    lines.append(
-                        f"| {task} | {method} | {seed} | {point['setting']} "
-                        f"| {100 * point['accuracy']:.1f} | {point['speedup']:.2f} "
-                        f"({point['least']:.2f}–{point['most']:.2f}) "
-                        f"| {point['flops_speedup']:.2f} | {point['layers_speedup']:.2f} "
-                        f"| {spent} |"
-                    )
-    return lines
-
-
-def inversions(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| task | method | seed | DIS by layer |",
-        "|---|---|---|---|",
-    ]
-    for task, methods in results.items():
-        for method, seeds in methods.items():
-            for seed, own in seeds.items():
-                shown = ", ".join(f"{layer}: {value:.1f}" for layer, value in own["dis"].items())
-                if shown:
-                    lines.append(f"| {task} | {method} | {seed} | {shown} |")
-    return lines
+def seconds_before(task: str, method: str) -> float:
+    """Of the trainings by ``stages.py`` and ``training.py`` that a method needs; linear ones take
+    next to no time.
+    """
+    if method not in (*CASCADES, *COMPLETE, *TAUGHT):
+        return 0.0
+    trained = json.loads((whole_of(task) / "training.json").read_text())
+    spent = float(trained["seconds"])
+    for name in CASCADES.get(method, (method,)):
+        if name == MIDDLE:
+            part = PARTS.path(*part_of(task, MIDDLE, 0))
+            spent += json.loads((part / "result.json").read_text())["seconds"]
+        elif name in ENCODERS:
+            cell = cell_part((task, name, "distillation", 0))
+            spent += read_part(SMALL_PARTS.path(*cell)).seconds
+    return spent
 
 
 def main() -> None:
@@ -542,8 +441,11 @@ def main() -> None:
     if options.action == "run":
         run(options.tasks, options.methods, options.seeds)
         return
+    from rivals_report import picture, table
+
     results = read_results(options.tasks, options.seeds)
     common.keep("rivals", {"results": results}, table(results))
+    picture(results, common.PAGE.parent / "rivals.svg")
 
 
 if __name__ == "__main__":

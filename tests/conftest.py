@@ -19,7 +19,12 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from cascadebert import Cascade
 from cascadebert.cli.main import main
@@ -114,6 +119,12 @@ ARCHITECTURES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     ),
     "modernbert": ("bpe", 48, 3, {"local_attention": 8, "global_attn_every_n_layers": 2}),
 }
+
+
+def inputs_of(folder: Path, texts: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """Texts, by default the corpus, as the model in a folder takes them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return dict(tokenizer(texts or CORPUS, padding=True, return_tensors="pt"))
 
 
 def make_checkpoint(

@@ -192,9 +192,16 @@ class Cascade:
         """Write the cascade as one folder; a crash leaves what was there before whole.
 
         Raises:
-            ArtifactError: the folder exists and holds something else than a cascade.
+            ArtifactError: the folder exists and holds something else than a cascade, or a stage
+                lies in memory alone.
         """
         target = Path(folder).absolute()
+        for stage in self.stages:
+            if stage.in_memory:
+                raise ArtifactError(
+                    f"stage '{stage.name}' has a model in memory, which cannot be saved; put a "
+                    "stage made from a checkpoint in its place"
+                )
         artifact.write_cascade(target, self._folder, self._record, model_card(self._record))
         return target
 
@@ -267,6 +274,17 @@ class Cascade:
         """The same loaded stages under other thresholds; this cascade stays as it is."""
         other = copy.copy(self)
         other.thresholds = tuple(values)
+        return other
+
+    def with_stages(self, stages: Sequence[Stage]) -> Cascade:
+        """The same cascade of these loaded stages, and of what their records say.
+
+        Thresholds and what was promised of them are kept: where the answers are others, tune anew.
+        """
+        other = copy.copy(self)
+        other.stages = tuple(stages)
+        records = tuple(stage.record for stage in stages)
+        other._record = dataclasses.replace(self._record, stages=records)
         return other
 
     def alone(self, number: int) -> Cascade:
@@ -377,7 +395,7 @@ class Cascade:
                 stacklevel=2,
             )
         calibrated = self._calibrated(fitted).stages
-        tuned = self._with_stages([stage.with_runtime() for stage in calibrated])
+        tuned = self.with_stages([stage.with_runtime() for stage in calibrated])
         self.stages = tuned.stages
         self._record = dataclasses.replace(
             tuned._record, score=score, score_parameters=policy.score.parameters
@@ -418,7 +436,7 @@ class Cascade:
             stages.append(stage.with_speed(measure_speed(stage, checked)))
             if progress:
                 progress(1)
-        measured = self._with_stages(stages)
+        measured = self.with_stages(stages)
         self.stages, self._record = measured.stages, measured._record
 
     def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:
@@ -500,15 +518,7 @@ class Cascade:
     def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
         """The same loaded stages under other calibrations."""
         pairs = zip(self.stages, calibrations, strict=True)
-        return self._with_stages([stage.with_calibration(own) for stage, own in pairs])
-
-    def _with_stages(self, stages: Sequence[Stage]) -> Cascade:
-        """The same cascade of these stages, and of what their records say."""
-        other = copy.copy(self)
-        other.stages = tuple(stages)
-        records = tuple(stage.record for stage in stages)
-        other._record = dataclasses.replace(self._record, stages=records)
-        return other
+        return self.with_stages([stage.with_calibration(own) for stage, own in pairs])
 
     def label_ids(self, rows: Rows) -> NDArray[np.int64]:
         """Class index of each row's label.

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,6 +185,9 @@ class Stage(ABC):
     runtime: str
     """What runs it."""
 
+    in_memory = False
+    """Whether its model lies in no folder, so that it cannot be saved."""
+
     token_budgets: tuple[int, ...] = ()
     """Sizes of batches, in tokens, of which the best depends on the machine; small to large."""
 
@@ -200,6 +203,14 @@ class Stage(ABC):
     def with_calibration(self, calibration: Calibration | None) -> Stage:
         """The same loaded stage under another calibration."""
         return self._with_record(dataclasses.replace(self.record, calibration=calibration))
+
+    def with_labels(self, labels: Sequence[str]) -> Self:
+        """The same stage for a model that has the same labels in another order."""
+        names = [self.record.labels[column] for column in self._columns]
+        other = copy.copy(self)
+        other.record = dataclasses.replace(self.record, labels=tuple(labels))
+        other._columns = [other.record.labels.index(name) for name in names]
+        return other
 
     def with_runtime(self) -> Stage:
         """The same loaded stage, whose record names the runtime that it has here."""

@@ -8,20 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import blocks
 from cascadebert.rivals.cost_eff import COSTEFF, balanced, best, factorise_embeddings, scaled
 from cascadebert.rivals.network import ExitNetwork
-from conftest import CORPUS, LABELS
+from conftest import CORPUS, LABELS, inputs_of
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
-
-
-def inputs_of(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoTokenizer.from_pretrained(folder)(CORPUS, padding=True, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("name", ["mpnet", "roberta"])

@@ -22,9 +22,11 @@ from cascadebert.rivals.first_layers import first_layers
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.regrouping import run_with_exits
+from cascadebert.rivals.rival import tokenized
 from cascadebert.rivals.shallow_deep import ShallowDeep, exit_weights
+from cascadebert.stage import TokenizedRows
 from cascadebert.training.fine_tuning import fine_tune
-from conftest import CORPUS, LABELS
+from conftest import CORPUS, LABELS, inputs_of
 
 TEXTS = [" ".join(text.split()[: 1 + i % 9]) for i, text in enumerate(CORPUS * 6)]
 ROWS = Rows(TEXTS, None, [LABELS[i % 3] for i in range(len(TEXTS))])
@@ -41,13 +43,12 @@ def network_of(folder: Path, outputs: int = 3) -> ExitNetwork:
     return network.eval()
 
 
-def tokens_of(folder: Path) -> dict[str, list[list[int]]]:
+def tokens_of(folder: Path) -> TokenizedRows:
     encoded = AutoTokenizer.from_pretrained(folder)(TEXTS)
-    return {name: encoded[name] for name in encoded if name != "attention_mask"}
+    return tokenized({name: encoded[name] for name in encoded if name != "attention_mask"})
 
 
-def padded(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
-    return dict(AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt"))
+NO_PADDING = {"input_ids": 0, "token_type_ids": 0}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -55,7 +56,7 @@ def test_layer_by_layer_gives_the_hidden_states_of_transformers(
     name: str, checkpoints: dict[str, Path]
 ) -> None:
     folder = checkpoints[name]
-    inputs = padded(folder, TEXTS)
+    inputs = inputs_of(folder, TEXTS)
     network = network_of(folder)
     with torch.inference_mode():
         theirs = AutoModel.from_pretrained(folder).eval()(**inputs, output_hidden_states=True)
@@ -71,7 +72,7 @@ def test_regrouped_rows_get_the_answers_of_single_rows(
     folder = checkpoints[name]
     network, tokens = network_of(folder), tokens_of(folder)
     with torch.inference_mode():
-        first = network(**padded(folder, TEXTS))[0].softmax(dim=1).amax(dim=1)
+        first = network(**inputs_of(folder, TEXTS))[0].softmax(dim=1).amax(dim=1)
     # In the widest gap between the surest and the least sure quarter, so that rounding decides
     # nothing.
     sure = first.sort().values[len(TEXTS) // 4 : -len(TEXTS) // 4]
@@ -81,10 +82,9 @@ def test_regrouped_rows_get_the_answers_of_single_rows(
     def leaves(_: int, logits: torch.Tensor, *__: object) -> torch.Tensor:
         return logits.softmax(dim=1).amax(dim=1) > middle
 
-    together = run_with_exits(network, tokens, {}, leaves, token_budget=budget)
+    together = run_with_exits(network, tokens, NO_PADDING, leaves, token_budget=budget)
     for i in range(len(TEXTS)):
-        one = {column: ids[i : i + 1] for column, ids in tokens.items()}
-        alone = run_with_exits(network, one, {}, leaves)
+        alone = run_with_exits(network, tokens.take(np.array([i])), NO_PADDING, leaves)
         assert alone.layer[0] == together.layer[i]
         np.testing.assert_allclose(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-4)
     assert 0 < (together.layer == 1).sum() < len(TEXTS)
@@ -97,12 +97,12 @@ def test_all_that_leave_after_a_layer_get_its_off_ramp(
     folder = checkpoints[name]
     network = network_of(folder)
     with torch.inference_mode():
-        ramps = network(**padded(folder, TEXTS)).numpy()
+        ramps = network(**inputs_of(folder, TEXTS)).numpy()
     for layer in range(1, network.depth + 1):
         found = run_with_exits(
             network,
             tokens_of(folder),
-            {},
+            NO_PADDING,
             lambda number, logits, *_, own=layer: torch.full((len(logits),), number == own),
         )
         assert (found.layer == layer).all()
@@ -160,7 +160,7 @@ def test_berxit_alternates_between_the_last_exit_and_all(checkpoints: dict[str, 
     folder = checkpoints["bert"]
     network = network_of(folder)
     labels = torch.arange(len(TEXTS)) % 3
-    inputs = padded(folder, TEXTS)
+    inputs = inputs_of(folder, TEXTS)
     for step, reached in ((0, [False, True]), (1, [True, True])):
         network.zero_grad()
         _alternating(network, inputs, labels, TrainerState(global_step=step)).backward()
@@ -170,6 +170,15 @@ def test_berxit_alternates_between_the_last_exit_and_all(checkpoints: dict[str, 
 
 def test_certainty_of_the_right_sign(checkpoints: dict[str, Path]) -> None:
     """It learns to be high where the exit is right, and rows leave where it is high."""
+    network, inputs = network_of(checkpoints["bert"]), inputs_of(checkpoints["bert"], TEXTS)
+    with torch.inference_mode():
+        answers = network(**inputs)[0].argmax(dim=1)
+    # With two layers the certainty is learnt at the first one alone.
+    for right in (True, False):
+        labels = answers if right else (answers + 1) % 3
+        network.zero_grad()
+        _alternating(network, inputs, labels, TrainerState(global_step=1)).backward()
+        assert (network.certain.bias.grad.item() < 0) == right
     rival = BERxiT(checkpoints["bert"], **SHORT).fit(ROWS)
     for bias, layer in ((20.0, 1), (-20.0, 2)):
         torch.nn.init.constant_(rival._fast.certain.bias, bias)
@@ -249,7 +258,7 @@ def test_first_layers_are_a_checkpoint_of_their_own(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = first_layers(checkpoints["xlm-roberta"], 2, tmp_path / "first")
-    inputs = padded(folder, TEXTS)
+    inputs = inputs_of(folder, TEXTS)
     with torch.inference_mode():
         whole = AutoModel.from_pretrained(checkpoints["xlm-roberta"]).eval()
         expected = whole(**inputs, output_hidden_states=True).hidden_states[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
@@ -22,13 +22,9 @@ from cascadebert.rivals.moebert import (
     importances,
     with_experts,
 )
-from conftest import CORPUS
+from conftest import CORPUS, inputs_of
 
 NAMES = ("bert", "mpnet", "roberta")
-
-
-def inputs_of(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoTokenizer.from_pretrained(folder)(CORPUS, padding=True, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,20 +9,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    TrainerCallback,
+    TrainerControl,
+)
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import blocks
 from cascadebert.rivals.pruning import Pruning, PruningCallback, shrink
-from cascadebert.training.fine_tuning import fine_tune
-from conftest import CORPUS, LABELS
+from cascadebert.training.fine_tuning import default_arguments, fine_tune
+from conftest import CORPUS, LABELS, inputs_of
 
 NAMES = ("bert", "mpnet", "roberta")
-
-
-def inputs_of(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoTokenizer.from_pretrained(folder)(CORPUS, padding=True, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,6 +135,24 @@ def test_training_gives_an_ordinary_checkpoint(
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     if structured:
         assert sum(block.columns for block in blocks(model.base_model)) == 64
+
+
+def test_a_pruned_training_that_was_cut_off_is_not_gone_on_with(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
+
+    class Stop(TrainerCallback):
+        def on_save(self, *_: object, **__: object) -> TrainerControl:
+            return TrainerControl(should_training_stop=True)
+
+    args = default_arguments(tmp_path / "runs", save_steps=2, per_device_train_batch_size=8)
+    prune = PruningCallback(0.5, structured=True, every=1)
+    fine_tune(checkpoints["bert"], rows, tmp_path / "out", args=args, callbacks=[prune, Stop()])
+    with pytest.raises(InputError, match="cannot go on from step 2"):
+        fine_tune(
+            checkpoints["bert"], rows, tmp_path / "out", args=args, callbacks=[prune], resume=True
+        )
 
 
 def test_what_cannot_be_pruned_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert import Cascade, MinAgreement, Rows
-from cascadebert.errors import LabelMismatchError
+from cascadebert.errors import ArtifactError, LabelMismatchError
+from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.moebert import with_experts
 from cascadebert.rivals.pruning import Pruning, shrink
 from cascadebert.rivals.stage import as_stage
@@ -34,15 +36,15 @@ def smaller(folder: Path, way: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("way", ["pruned", "experts"])
 def test_a_rival_in_the_middle(
-    way: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    way: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cascadebert.rivals.stage.bf16_is_fast", lambda: False)
+    monkeypatch.setattr("cascadebert.rivals.rival.bf16_is_fast", lambda: False)
     folder = checkpoints["mpnet"]
     cascade = Cascade.from_stages([checkpoints["distilbert"], folder, folder])
     first, second, last = cascade.stages
     model = smaller(folder, way)
     middle = as_stage(second, model, way)
-    cascade.stages = (first, middle, last)
+    cascade = cascade.with_stages([first, middle, last])
     found = middle.run_all(ROWS).logits
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(ROWS.texts, padding=True, truncation=True, return_tensors="pt")
@@ -56,10 +58,38 @@ def test_a_rival_in_the_middle(
     out = cascade.predict(ROWS)
     assert set(out.labels) <= set(LABELS)
     assert cascade.alone(2).predict(ROWS).stage.tolist() == [2] * len(ROWS)
+    with pytest.raises(ArtifactError, match=f"stage '{way}' has a model in memory"):
+        cascade.save_pretrained(tmp_path / "cascade")
+    assert not (tmp_path / "cascade").exists()
 
 
-def test_a_model_with_other_labels_is_refused(checkpoints: dict[str, Path]) -> None:
-    stage = Cascade.from_stages([checkpoints["mpnet"]]).stages[0]
-    other = AutoModelForSequenceClassification.from_pretrained(checkpoints["roberta"])
-    with pytest.raises(LabelMismatchError, match="must be the same, in one order"):
-        as_stage(stage, other, "other")
+def test_a_slender_network_with_exits_in_the_middle(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["mpnet"]
+    labels = [LABELS[i % 3] for i in range(len(ROWS))]
+    rival = COSTEFF(folder, embedding_rank=8, prunes=1, num_train_epochs=1)
+    rival.fit(Rows(ROWS.texts, None, labels))
+    cascade = Cascade.from_stages([checkpoints["distilbert"], folder, folder])
+    first, second, last = cascade.stages
+    middle = as_stage(second, rival.model, "slender")
+    assert middle.record.cost.flops[1] < second.record.cost.flops[1]
+    cascade = cascade.with_stages([first, middle, last])
+    cascade.tune(ROWS, MinAgreement(0.5), None)
+    out = cascade.alone(2).predict(ROWS)
+    found = rival.predict(ROWS).logits.argmax(axis=1)
+    assert (np.array(rival.labels)[found] == out.labels).mean() > 0.9
+
+
+def test_labels_are_read_in_the_order_of_the_model(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["mpnet"]
+    (stage,) = Cascade.from_stages([folder]).stages
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    turned = copy.deepcopy(model)
+    turned.config.id2label = {2 - i: name for i, name in model.config.id2label.items()}
+    for own in (turned.classifier.out_proj.weight, turned.classifier.out_proj.bias):
+        own.data = own.data.flip(0)
+    expected = as_stage(stage, model, "as it is").run_all(ROWS).logits
+    found = as_stage(stage, turned, "turned").run_all(ROWS).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    turned.config.id2label = {0: "other", 1: "names", 2: "here"}
+    with pytest.raises(LabelMismatchError, match="train the model on the labels of the stage"):
+        as_stage(stage, turned, "other")

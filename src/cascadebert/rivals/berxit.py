@@ -3,11 +3,12 @@
 Section 3.2, alternating fine-tuning: every other step minimises the last exit's loss alone, the
 steps between the sum of all exits' losses. Section 3.3, learning to exit: one linear layer, shared
 by all layers, gives the certainty u_i = sigmoid(c . h_i + b) that exit i is right, trained with the
-squared error to whether it is (of a regression: to 1 - tanh |error|); no gradient of it goes into
-the encoder's answer to whether it was right. A row leaves at the first layer whose certainty is
-above a threshold. The authors' code stores 1 - u and leaves below.
+squared error to whether it is (of a regression: to 1 - tanh |error|), in which the exit's answer is
+a constant. A row leaves at the first layer whose certainty is above a threshold. The authors' code
+stores 1 - u and leaves below.
 
-Other than there: rows that stay are batched anew after each layer.
+Other than in the code: h_i is the layer's state of the first token, as in the paper, not that state
+after the pooler; rows that stay are batched anew after each layer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class BERxiT(EarlyExit):
     """Exits where the learnt certainty is above the knob: 1 is never."""
 
     regressions = True
-    knobs = (1.0, *(1 - np.geomspace(1e-4, 0.99, 40)).tolist())
+    knob_range = (0.0, 1.0)
+    knobs = (1.0, *(1 - np.geomspace(1e-6, 0.99, 80)).tolist())
 
     def build(self, outputs: int, encoder: Any) -> CertainNetwork:
         return CertainNetwork(encoder, outputs, self._layers)

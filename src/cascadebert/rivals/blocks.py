@@ -76,11 +76,21 @@ class Block:
         return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
 
     def taylor(self, kind: str) -> Tensor:
-        """First-order change of the loss without a head or column, up to its sign; (groups,).
+        """|sum of w dL/dw| over weights of each head or column, out of gradients that are there.
 
-        That is |sum of w dL/dw| over what belongs to it, out of the gradients that are there.
+        Of a head these are the weights that read its result, so that it is the first-order change
+        of the loss without the head. Of a column they are those before and after it, as MoEBERT has
+        it.
+
+        Returns:
+            float32 of shape (groups,), on the CPU.
         """
-        return self.groups(kind, _weight_times_gradient).sum(dim=1).detach().abs().cpu()
+        if kind == HEADS:
+            owner, name = self.out
+            terms = _weight_times_gradient(getattr(owner, name)).T.reshape(self.heads, -1)
+        else:
+            terms = self.groups(kind, _weight_times_gradient)
+        return terms.sum(dim=1).detach().abs().cpu()
 
     def keep_heads(self, kept: Sequence[int]) -> None:
         """Leave only these heads, in this order; the matrices are replaced by smaller ones."""

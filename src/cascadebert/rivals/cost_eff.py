@@ -11,11 +11,13 @@ Every layer is made narrower and none is left out, so that the network can exit 
 4. rows leave where the entropy of an exit is below a threshold.
 
 Gradients of exit i of n are scaled by 1 / (n - i + 1) on their way into the layers, and those from
-the layers above by (n - i) / (n - i + 1), so that exits pull alike at what they share.
+the layers above by (n - i) / (n - i + 1), so that exits pull alike at what they share
+(:func:`balanced`, the gradient equilibrium).
 
-Other than in the paper: heads and columns are ranked within each layer, so that all layers have the
-same width; learning hidden states and answers is one phase, not two; rows that stay are batched
-anew after each layer.
+Other than in the authors' code: the assistant learns from labels, and not from a fine-tuned model;
+Taylor terms are those of the exits' cross-entropies on some rows, batch by batch; there are few
+steps of pruning, each with a training of its own; learning hidden states and answers is one phase,
+not two; rows that stay are batched anew after each layer.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as functional
@@ -55,7 +57,8 @@ class COSTEFF(EarlyExit):
             there are ``prunes + 2``.
 
     Raises:
-        InputError: a width not above 0 and up to 1, or fewer than one step.
+        InputError: a width not above 0 and up to 1, or fewer than one step; of :meth:`fit` also a
+            rank above the width of the embeddings.
     """
 
     knobs = DeeBERT.knobs
@@ -78,8 +81,18 @@ class COSTEFF(EarlyExit):
         self._rank = embedding_rank
         self._prunes = prunes
 
-    def phases(self) -> Sequence[Phase]:
+    def build(self, outputs: int, encoder: Any) -> ExitNetwork:
         self._assistant: ExitNetwork | None = None
+        if self._rank is not None:
+            refuse_rank(self._rank, encoder.embeddings.word_embeddings.embedding_dim)
+        return super().build(outputs, encoder)
+
+    def fit(self, rows: Any) -> Self:
+        super().fit(rows)
+        self._assistant = None
+        return self
+
+    def phases(self) -> Sequence[Phase]:
         shares = [
             1 - (1 - self._width) * step / self._prunes for step in range(1, self._prunes + 1)
         ]
@@ -198,6 +211,12 @@ def best(scores: Tensor, count: int) -> Tensor:
     return scores.topk(min(count, len(scores))).indices.sort().values
 
 
+def refuse_rank(rank: int, width: int) -> None:
+    """Refuse a rank that embeddings of a width cannot have."""
+    if not 1 <= rank <= width:
+        raise InputError(f"a rank of {rank} is not possible: embeddings are {width} wide")
+
+
 def factorise_embeddings(encoder: Any, rank: int) -> None:
     """Put a product of two matrices in the place of the word embeddings, by truncated SVD.
 
@@ -209,10 +228,7 @@ def factorise_embeddings(encoder: Any, rank: int) -> None:
         InputError: a rank above the embeddings' width.
     """
     table = encoder.embeddings.word_embeddings
-    if not 1 <= rank <= table.embedding_dim:
-        raise InputError(
-            f"a rank of {rank} is not possible: embeddings are {table.embedding_dim} wide"
-        )
+    refuse_rank(rank, table.embedding_dim)
     left, sizes, right = torch.linalg.svd(table.weight.detach(), full_matrices=False)
     narrow = nn.Embedding(table.num_embeddings, rank, padding_idx=table.padding_idx)
     widen = nn.Linear(rank, table.embedding_dim, bias=False)

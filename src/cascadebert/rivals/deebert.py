@@ -13,6 +13,8 @@ gives a NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,15 +26,36 @@ from cascadebert.rivals.regrouping import Leaves
 
 
 class DeeBERT(EarlyExit):
-    """Exits where the entropy, in nats, is below the knob: 0 is never."""
+    """Exits where the entropy, in nats, is below the knob: 0 is never.
 
-    knobs = (0.0, *np.geomspace(1e-3, 5.0, 40).tolist())
+    Args:
+        checkpoint: folder or hub name of a pre-trained encoder.
+        exit_learning_rate: of the second stage, in which classifiers that begin at random are
+            trained and nothing else; by default that of the first.
+        settings: those of :class:`EarlyExit`.
+    """
+
+    knobs = (0.0, *np.geomspace(1e-5, 5.0, 80).tolist())
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str],
+        *,
+        exit_learning_rate: float | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(checkpoint, **settings)
+        self._exit_rate = exit_learning_rate
 
     def phases(self) -> Sequence[Phase]:
         last = f"exits.{self.network.depth - 1}."
         return (
             Phase(_last_exit, lambda name: name.startswith(("encoder.", last))),
-            Phase(_other_exits, lambda name: not name.startswith(("encoder.", last))),
+            Phase(
+                _other_exits,
+                lambda name: not name.startswith(("encoder.", last)),
+                arguments={"learning_rate": self._exit_rate} if self._exit_rate else {},
+            ),
         )
 
     def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002

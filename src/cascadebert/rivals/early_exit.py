@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Self
 
@@ -15,15 +14,24 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascadebert.data import Rows, evenly
+from cascadebert.data import Rows, as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
 from cascadebert.rivals.fitting import Loss, train
-from cascadebert.rivals.network import ExitNetwork
-from cascadebert.rivals.regrouping import ExitAnswers, Leaves, run_with_exits
+from cascadebert.rivals.network import ExitNetwork, LastExit
+from cascadebert.rivals.regrouping import Leaves, run_with_exits
+from cascadebert.rivals.rival import (
+    Answers,
+    Reading,
+    Rival,
+    in_fast_precision,
+    refuse_not_finite,
+    refuse_unfitted,
+)
+from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, CPU_TOKEN_BUDGETS
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
+from cascadebert.training.export import count_flops
 from cascadebert.training.fine_tuning import label_order, open_encoder
-from cascadebert.training.outputs import bf16_is_fast
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class Phase:
         loss: what is minimised.
         trains: whether the parameter of this name changes.
         before: called with the training rows before it begins.
+        arguments: ``TrainingArguments`` over those of the whole training.
     """
 
     loss: Loss
     trains: Callable[[str], bool] = lambda _: True
     before: Callable[[Rows], object] = lambda _: None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,33 +59,33 @@ class Recording:
         logits: float32 of shape (layers, rows, outputs).
         states: of the first token after all layers but the last, float32 of shape
             (layers - 1, rows, width).
+        tokens: of each row, int64 (rows,).
     """
 
     logits: NDArray[np.float32]
     states: NDArray[np.float32]
+    tokens: NDArray[np.int64]
 
 
-class EarlyExit(ABC):
+class EarlyExit(Rival):
     """One network in which rows leave after as many layers as they need.
 
     Args:
         checkpoint: folder or hub name of a pre-trained encoder.
         layers: that are kept, from the first; by default all.
         regression: whether labels are numbers.
-        max_length: tokens a row is truncated at.
+        max_length: tokens a row is cut at, where the encoder has so many positions.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`, for each phase.
 
     Attributes:
-        labels: names in the order of the logits, after :meth:`fit`; none of a regression.
-        network: what is trained.
+        network: what is trained, on the CPU.
 
     Raises:
-        InputError: an architecture that no exits can be built into.
+        InputError: a regression by a method that is for classes.
     """
 
-    knobs: Sequence[float]
-    """Values to try for :meth:`predict`, from no exits to the most."""
+    _fast: Any = None
 
     def __init__(
         self,
@@ -97,6 +107,9 @@ class EarlyExit(ABC):
     regressions = False
     """Whether the method is defined for regressions."""
 
+    knob_range = (0.0, float("inf"))
+    """The least and the largest knob that mean something."""
+
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """The parts of the training, one after another."""
@@ -115,46 +128,75 @@ class EarlyExit(ABC):
         """The network before it is trained."""
         return ExitNetwork(encoder, outputs, self._layers)
 
-    def fit(self, rows: Rows) -> Self:
-        """Train on labelled rows.
-
-        Raises:
-            InputError: fewer than two labels, or one of a regression that is not a number.
-        """
+    def fit(self, rows: Any) -> Self:
+        rows = as_rows(rows, with_labels=True)
         self.labels = [] if self._regression else label_order(rows, None)
         torch.manual_seed(int(self._arguments.get("seed", 0)))
-        # The head of the classifier is thrown away: each exit has its own.
+        # The head of the classifier is thrown away, whatever its labels: each exit has its own.
         classifier, self._tokenizer = open_encoder(
             self._checkpoint, self.labels or ["0", "1"], self._max_length
         )
+        self._reading = Reading(classifier, self._tokenizer, self._max_length)
         self.network = self.build(max(len(self.labels), 1), classifier.base_model)
+        if self.network.depth < 2:
+            raise InputError("a network of 1 layer has no early exit; keep 2 layers or more")
         for phase in self.phases():
             self._run(phase, rows)
-        self.network.eval()
-        dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
-        self._fast = copy.deepcopy(self.network).to(dtype).requires_grad_(False)
+        self.network.eval().requires_grad_(False)
+        self._before, self._whole = (
+            count_flops(run, self._reading.inputs)
+            for run in (self.network.begin, lambda example: self.network(**example))
+        )
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._fast = in_fast_precision(self.network).to(device)
         return self
 
-    def predict(self, rows: Rows, knob: float) -> ExitAnswers:
-        """Answer rows, in bfloat16 where that is fast.
+    @property
+    def model(self) -> LastExit:
+        refuse_unfitted(self, self._fast)
+        return LastExit(self.network)
 
-        Args:
-            rows: labels are not used.
-            knob: how readily rows leave; see the class.
-        """
-        return self.run(self._fast, rows, self.leaves(self._fast, knob, len(rows)))
+    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+        refuse_unfitted(self, self._fast)
+        checked = as_rows(rows)
+        knob = self.knobs[0] if knob is None else knob
+        least, most = self.knob_range
+        if not least <= knob <= most:
+            raise InputError(
+                f"{type(self).__name__} knows no knob of {knob}; give {least:g} to {most:g}, "
+                f"of which {self.knobs[0]:g} is slow and {self.knobs[-1]:g} fast"
+            )
+        return self._through(checked, self.leaves(self._fast, knob, len(checked)))
 
-    def run(self, network: ExitNetwork, rows: Rows, leaves: Leaves) -> ExitAnswers:
-        """Rows through ``network`` with any rule."""
-        if next(network.parameters()).device.type == "cpu":
+    def cost(self, answers: Answers) -> NDArray[np.float64]:
+        """See :meth:`Rival.cost`; an exit belongs to its layer."""
+        before, whole = (
+            np.vander(answers.tokens, 3, increasing=True) @ np.array(counted, dtype=np.float64)
+            for counted in (self._before, self._whole)
+        )
+        spent: NDArray[np.float64] = before + (whole - before) * answers.layer / self.network.depth
+        return spent
+
+    def _through(self, rows: Rows, leaves: Leaves) -> Answers:
+        """Checked rows through the network with any rule."""
+        on_cpu = next(self._fast.parameters()).device.type == "cpu"
+        if on_cpu:
             torch.set_num_threads(usable_cores())
-        encoded = self._encode(rows)
-        padding = {"input_ids": int(self._tokenizer.pad_token_id or 0)}
-        return run_with_exits(network, encoded, padding, leaves, most=self._max_length)
+        answers = run_with_exits(
+            self._fast,
+            self._reading(rows),
+            self._reading.padding,
+            leaves,
+            token_budget=(CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS)[1],
+            most=self._reading.most,
+        )
+        refuse_not_finite(self, answers.logits)
+        return answers
 
-    def record(self, rows: Rows) -> Recording:
+    def record(self, rows: Any) -> Recording:
         """What every exit says of every row."""
-        network = self._fast
+        refuse_unfitted(self, self._fast)
+        network, rows = self._fast, as_rows(rows)
         logits = np.empty((network.depth, len(rows), network.outputs), np.float32)
         states = np.empty((network.depth - 1, len(rows), network.width), np.float32)
 
@@ -163,11 +205,12 @@ class EarlyExit(ABC):
             states[number - 1, positions] = first.float().cpu().numpy()
             return torch.zeros(len(own), dtype=torch.bool, device=own.device)
 
-        logits[-1] = self.run(network, rows, keep).logits
-        return Recording(logits, states)
+        answers = self._through(rows, keep)
+        logits[-1] = answers.logits
+        return Recording(logits, states, answers.tokens)
 
-    def replay(self, recording: Recording, knob: float) -> ExitAnswers:
-        """What :meth:`predict` would answer, without running anything."""
+    def replay(self, recording: Recording, knob: float) -> Answers:
+        """What :meth:`predict` would answer but for rounding, without running anything."""
         layers, rows, _ = recording.logits.shape
         leaves = self.leaves(self._fast, knob, rows)
         dtype = next(self._fast.parameters()).dtype
@@ -175,21 +218,15 @@ class EarlyExit(ABC):
         here = np.arange(rows)
         with torch.inference_mode():
             for number in range(1, layers):
-                logits, states = (
+                ramp, states = (
                     torch.from_numpy(values[number - 1, here]).to(dtype)
                     for values in (recording.logits, recording.states)
                 )
-                gone = leaves(number, logits, states, here).cpu().numpy()
+                gone = leaves(number, ramp, states, here).cpu().numpy()
                 layer[here[gone]] = number
                 here = here[~gone]
-        return ExitAnswers(recording.logits[layer - 1, np.arange(rows)], layer)
-
-    def _encode(self, rows: Rows) -> dict[str, list[list[int]]]:
-        pairs = None if rows.pairs is None else list(rows.pairs)
-        encoded = self._tokenizer(
-            list(rows.texts), pairs, truncation=True, max_length=self._max_length
-        )
-        return {name: encoded[name] for name in encoded if name != "attention_mask"}
+        logits = recording.logits[layer - 1, np.arange(rows)]
+        return Answers(logits, layer, recording.tokens)
 
     def batches(self, rows: Rows, most: int, batch_size: int = 16) -> Iterator[dict[str, Tensor]]:
         """Some of the labelled rows, evenly drawn, as a loss takes them, with ``labels``."""
@@ -200,7 +237,7 @@ class EarlyExit(ABC):
             yield {name: ids for name, ids in collate(part).items() if name != "row"}
 
     def _dataset(self, rows: Rows) -> EncodedRows:
-        encode = Encoder(self._tokenizer, self.labels, self._max_length)
+        encode = Encoder(self._tokenizer, self.labels, self._reading.most)
         if self.labels:
             return encode(rows, {})
         data = encode(Rows(rows.texts, rows.pairs), {})
@@ -212,7 +249,8 @@ class EarlyExit(ABC):
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(phase.trains(name))
         collate = Collator(self._tokenizer)
-        train(self.network, self._dataset(rows), collate, phase.loss, self._arguments)
+        arguments = {**self._arguments, **phase.arguments}
+        train(self.network, self._dataset(rows), collate, phase.loss, arguments)
 
 
 def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -240,13 +278,17 @@ def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels)
 
 
-def layers_speedup(answers: ExitAnswers, depth: int) -> float:
+def layers_speedup(answers: Answers, depth: int) -> float:
     """Layers of the whole network over the mean of those that rows went through."""
     return float(depth / answers.layer.mean())
 
 
 def _numbers(rows: Rows) -> list[np.float32]:
     try:
-        return [np.float32(label) for label in rows.labels or ()]
+        numbers = [np.float32(label) for label in rows.labels or ()]
     except ValueError as error:
         raise InputError(f"a label of a regression is not a number ({error})") from error
+    for row, number in enumerate(numbers):
+        if not np.isfinite(number):
+            raise InputError(f"row {row}: the label of a regression is {number}; mend or remove it")
+    return numbers

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerState
 
 from cascadebert.training.encoding import Collator, EncodedRows
-from cascadebert.training.fine_tuning import default_arguments
+from cascadebert.training.fine_tuning import default_arguments, refuse_not_finite_loss
 from cascadebert.training.sampling import RowTrainer
 
 Loss = Callable[[Any, Mapping[str, Tensor], Tensor, TrainerState], Tensor]
@@ -26,7 +26,7 @@ def train(
     loss: Loss,
     arguments: Mapping[str, Any],
 ) -> None:
-    """Train a model in place.
+    """Train a model in place; it ends on the CPU.
 
     Args:
         model: anything.
@@ -35,6 +35,9 @@ def train(
         loss: what is minimised.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`.
+
+    Raises:
+        TrainingError: the loss was not finite.
     """
     with tempfile.TemporaryDirectory() as scratch:
         unsaved = {"save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False}
@@ -48,6 +51,7 @@ def train(
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    model.cpu()
 
 
 class _LossTrainer(RowTrainer):
@@ -63,5 +67,7 @@ class _LossTrainer(RowTrainer):
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Tensor:
         labels = inputs.pop("labels")
-        inputs.pop("row")
-        return self.own_loss(model, inputs, labels, self.state)
+        rows = inputs.pop("row")
+        loss = self.own_loss(model, inputs, labels, self.state)
+        refuse_not_finite_loss(loss, self.state.global_step + 1, rows)
+        return loss

@@ -1,12 +1,19 @@
 """MoEBERT (Zuo et al., NAACL 2022, arXiv 2204.07675): feed-forward networks cut into experts.
 
-The importance of a column of the feed-forward network is the sum over rows of the absolute Taylor
-term |w1_j . dL/dw1_j + w2_j . dL/dw2_j|. Every expert gets the most important columns, and every
-N-th of the rest. A token goes to one expert, fixed by a random hash of its id. Training minimises
-the cross-entropy plus a weight times the layers' squared distances from the dense model and the
-symmetric KL divergence of the answers.
+- Importance score (:func:`importances`): of column j of a feed-forward network the sum over rows
+  (x, y) of |w1_j . dL(x, y)/dw1_j + w2_j . dL(x, y)/dw2_j|.
+- Adaptation (:func:`expert_columns`): every expert gets the s most important columns, and expert e
+  of N the columns e, e + N, e + 2N ... of the rest, by falling importance.
+- Routing (:class:`Routes`): a token goes to one expert, fixed by a random hash of its id.
+- Layer-wise distillation (:func:`distillation_loss`): the cross-entropy plus lambda times the sum
+  over the embeddings and all layers of the mean squared distance from the dense model's hidden
+  states, and the symmetric KL divergence of the answers.
 
-As in the authors' code, shared columns are copied into each expert and go their own ways after.
+As in the authors' code, shared columns are copied into each expert and go their own ways after,
+where the paper shares them.
+
+Other than in the code: the hash gives every expert as many ids; experts share the output bias and
+the layer norm; padding takes no part in the distances; the importance is taken over some rows.
 """
 
 from __future__ import annotations
@@ -21,10 +28,11 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from transformers import TrainerState
 
-from cascadebert.data import Rows, evenly
+from cascadebert.data import as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
 from cascadebert.rivals.fitting import train
+from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint, own_labels
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.fine_tuning import label_order
@@ -116,10 +124,12 @@ def with_experts(
     Raises:
         InputError: more columns than there are.
     """
+    chosen = [
+        expert_columns(own, experts=experts, width=width, shared=shared) for own in importance
+    ]
     made = copy.deepcopy(encoder)
     routes = Routes(made.get_input_embeddings().num_embeddings, experts)
-    for block, own in zip(blocks(made), importance, strict=True):
-        columns = expert_columns(own, experts=experts, width=width, shared=shared)
+    for block, columns in zip(blocks(made), chosen, strict=True):
         block.down.dense = Experts(block, columns, routes)
         block.layer.intermediate = nn.Identity()
     made.token_routes = routes
@@ -137,9 +147,9 @@ def expert_columns(importance: Tensor, *, experts: int, width: int, shared: int)
     """Columns of each expert: the most important ones, then every N-th of the rest.
 
     Raises:
-        InputError: fewer columns than an expert is to have, or more shared than it has.
+        InputError: no expert, fewer columns than one is to have, or more shared than it has.
     """
-    if not shared <= width <= shared + (len(importance) - shared) // experts:
+    if experts < 1 or not 1 <= shared <= width <= shared + (len(importance) - shared) // experts:
         raise InputError(
             f"experts of {width} columns, {shared} of them shared, are not possible: there are "
             f"{len(importance)} columns for {experts} experts"
@@ -179,7 +189,7 @@ def distillation_loss(
         functional.kl_div(first, second, reduction="batchmean", log_target=True)
         for first, second in ((own, other), (other, own))
     )
-    return torch.stack(apart).mean() + (forth + back) / 2
+    return torch.stack(apart).sum() + (forth + back) / 2
 
 
 def importances(model: Any, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
@@ -202,7 +212,7 @@ def importances(model: Any, batches: Sequence[dict[str, Tensor]]) -> list[Tensor
     return found
 
 
-class MoEBERT:
+class MoEBERT(Static):
     """A fine-tuned classifier whose feed-forward networks become experts, and learn from it.
 
     Args:
@@ -213,10 +223,6 @@ class MoEBERT:
         max_length: tokens a row is truncated at.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`.
-
-    Attributes:
-        labels: names in the order of the logits.
-        model: the classifier with experts, after :meth:`fit`.
     """
 
     def __init__(
@@ -232,7 +238,7 @@ class MoEBERT:
         **arguments: Any,
     ) -> None:
         self._teacher: Any
-        self._teacher, self._tokenizer = open_checkpoint(checkpoint)
+        self._teacher, self._tokenizer = open_checkpoint(checkpoint, attention=None)
         self.labels = own_labels(self._teacher.config)
         self._shape = {"experts": experts, "width": width, "shared": shared}
         self._weight = distillation_weight
@@ -240,12 +246,8 @@ class MoEBERT:
         self._max_length = max_length
         self._arguments = arguments
 
-    def fit(self, rows: Rows) -> Self:
-        """Cut the dense model into experts and train on labelled rows.
-
-        Raises:
-            InputError: a label that the dense model does not know.
-        """
+    def fit(self, rows: Any) -> Self:
+        rows = as_rows(rows, with_labels=True)
         data = Encoder(self._tokenizer, label_order(rows, self.labels), self._max_length)(rows, {})
         collate = Collator(self._tokenizer)
         some = evenly(len(data), self._importance_rows).tolist()
@@ -259,10 +261,9 @@ class MoEBERT:
             dense.base_model_prefix,
             with_experts(dense.base_model, found, **self._shape),
         )
-        self.model: Any = dense
         train(dense, data, collate, self._loss, self._arguments)
-        self.model.eval().requires_grad_(False)
-        return self
+        self._teacher.cpu()
+        return self._adopt(dense, self._tokenizer, self._max_length)
 
     def _loss(
         self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import refuse_other_architecture
@@ -70,6 +71,7 @@ class ExitNetwork(nn.Module):
             )
         self.encoder = cast(Any, encoder)
         self.encoder.encoder.layer = self.encoder.encoder.layer[:kept]
+        config.num_hidden_layers = kept
         self.outputs = outputs
         self.width = int(config.hidden_size)
         self.exits = nn.ModuleList(
@@ -79,6 +81,10 @@ class ExitNetwork(nn.Module):
             for module in (one.dense, one.out):
                 nn.init.normal_(module.weight, std=config.initializer_range)
                 nn.init.zeros_(module.bias)
+            # Where the encoder was pre-trained with one, every exit begins with its pooler.
+            pooler = getattr(self.encoder, "pooler", None)
+            if pooler is not None:
+                one.dense.load_state_dict(pooler.dense.state_dict())
 
     @property
     def depth(self) -> int:
@@ -141,3 +147,21 @@ class ExitNetwork(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits of every exit, (layers, rows, outputs)."""
         return self.off_ramps(self.states(inputs))
+
+
+class LastExit(nn.Module):
+    """A network with exits as a classifier of transformers' kind, whose every row goes to the end.
+
+    Attributes:
+        config: of the encoder, with the names of the labels.
+    """
+
+    def __init__(self, network: ExitNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.config: Any = network.encoder.config
+
+    def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
+        """Logits (rows, outputs) of what the tokenizer made."""
+        logits = self.network.exits[-1](self.network.hidden_states(inputs)[-1][:, 0])
+        return SequenceClassifierOutput(logits=logits)

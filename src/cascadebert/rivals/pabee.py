@@ -5,9 +5,9 @@ regression: differs by less than a threshold) and back to 0 where it does not; a
 counter reaches the patience t. Section 3.3, training: all exits jointly, with the mean of their
 losses weighted by layer, sum_j j L_j / sum_j j.
 
-Other than in the authors' code, which answers one row at a time, every row of a batch has its own
-counter and leaves when it is reached. transformers' version gives the first exit the weight 1 and
-exit i of the rest i + 1; here it is the paper's.
+Other than in the authors' code: it answers one row at a time, and here every row of a batch has its
+own counter and leaves when it is reached; and its exits share one pooler under a linear layer each,
+where here every exit has a pooler of its own, as DeeBERT's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import TrainerState
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
+from cascadebert.rivals.rival import refuse_unfitted
 
 
 class PABEE(EarlyExit):
@@ -44,8 +45,11 @@ class PABEE(EarlyExit):
         super().__init__(checkpoint, **settings)
         self._tolerance = tolerance
 
+    knob_range = (1.0, float("inf"))
+
     @property
-    def knobs(self) -> Sequence[float]:  # type: ignore[override]
+    def knobs(self) -> Sequence[float]:
+        refuse_unfitted(self, self._fast)
         return range(self.network.depth, 0, -1)
 
     def phases(self) -> Sequence[Phase]:

@@ -1,8 +1,10 @@
 """Dynamic model pruning with feedback, DPF (Lin et al., ICLR 2020, arXiv 2006.07253).
 
-The dense weights w stay; every p steps the mask m is made anew from the magnitudes of w, with a
-sparsity that grows as s_t = s - s (1 - t/T)^3; the gradient is taken at m * w and applied to w, so
-that what was pruned may come back. Training ends with m * w, without a phase of retraining.
+The paper's algorithm 1: the dense weights w stay; every p steps the mask m is made anew from the
+magnitudes of w, with a sparsity that grows as s_t = s - s (1 - t/T)^3
+(:meth:`Pruning.sparsity_at`); the gradient is taken at m * w and applied to w,
+w <- w - lr g(m * w), so that what was pruned may come back (:class:`_Masked`). Training ends with
+m * w, without a phase of retraining.
 
 Two forms: of single weights, as in the paper, which saves no time without sparse kernels; and of
 whole heads and feed-forward columns, ranked by the root mean square of their weights among all
@@ -10,26 +12,37 @@ heads or columns of the network, of which every layer keeps one at least. The pa
 convolutional networks; here it is the matrices of an encoder's layers, and the embeddings and the
 classifier are left alone.
 
-What comes of a training is an ordinary checkpoint with zeros in it; :func:`shrink` cuts whole heads
-and columns of zeros out of a loaded one::
-
-    fine_tune(encoder, rows, "pruned", callbacks=[PruningCallback(0.5, structured=True)])
-    model = AutoModelForSequenceClassification.from_pretrained("pruned")
-    shrink(model.base_model)
+:class:`DPF` does all of it. :class:`PruningCallback` prunes in any training by ``fine_tune``; what
+comes of it is an ordinary checkpoint with zeros in it, and :func:`shrunk` opens one without the
+heads and columns that are zero.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from cascadebert.data import as_rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import HEADS, KINDS, Block, blocks
+from cascadebert.rivals.rival import Static
+from cascadebert.training.checkpoints import open_checkpoint
+from cascadebert.training.fine_tuning import fine_tune
 
 
 class _Masked(nn.Module):
@@ -59,8 +72,7 @@ class Pruning:
     """
 
     def __init__(self, encoder: Any, sparsity: float, *, structured: bool) -> None:
-        if not 0 <= sparsity < 1:
-            raise InputError(f"a sparsity of {sparsity} is not possible; give 0 or more, under 1")
+        refuse_sparsity(sparsity)
         self._blocks = blocks(encoder)
         self._sparsity = sparsity
         self._structured = structured
@@ -110,6 +122,12 @@ class Pruning:
         return [(own >= least) | (own == own.max()) for own in scores]
 
 
+def refuse_sparsity(sparsity: float) -> None:
+    """Refuse a share that is none."""
+    if not 0 <= sparsity < 1:
+        raise InputError(f"a sparsity of {sparsity} is not possible; give 0 or more, under 1")
+
+
 class PruningCallback(TrainerCallback):
     """Prunes the model that is trained, and makes the masks anew every few steps.
 
@@ -118,11 +136,21 @@ class PruningCallback(TrainerCallback):
         structured: whether whole heads and columns go, or single weights.
         every: steps between two masks, the paper's p.
         until: share of the training after which the sparsity no longer grows.
+
+    Raises:
+        InputError: a setting out of its range; and in training, that it goes on from a checkpoint,
+            in which the dense weights are not found again.
     """
 
     def __init__(
         self, sparsity: float, *, structured: bool, every: int = 16, until: float = 0.75
     ) -> None:
+        refuse_sparsity(sparsity)
+        if every < 1 or not 0 < until <= 1:
+            raise InputError(
+                f"masks every {every} steps until {until} of the training are not possible; give 1 "
+                "step or more, and a share above 0 and up to 1"
+            )
         self._sparsity = sparsity
         self._structured = structured
         self._every = every
@@ -131,11 +159,16 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(
         self,
         args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
+        state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         model: Any = None,
         **_: Any,
     ) -> None:
+        if state.global_step:
+            raise InputError(
+                f"a training that prunes cannot go on from step {state.global_step}: what its "
+                "checkpoints hold is not found again; start it anew"
+            )
         # The parameters stay the same objects, so the optimiser goes on with the dense weights.
         self._pruning = Pruning(model.base_model, self._sparsity, structured=self._structured)
 
@@ -158,6 +191,59 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         self._pruning.update(1.0)
         self._pruning.finish()
+
+
+class DPF(Static):
+    """A classifier pruned while it is fine-tuned.
+
+    Args:
+        checkpoint: folder or hub name of a pre-trained encoder.
+        sparsity, structured, every, until: see :class:`PruningCallback`. Only what is pruned in a
+            structured way gets smaller and faster.
+        output: folder for the checkpoint with zeros in it, if that is to be kept.
+        max_length: tokens a row is cut at.
+        arguments: ``TrainingArguments`` over those of
+            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str],
+        sparsity: float,
+        *,
+        structured: bool = True,
+        every: int = 16,
+        until: float = 0.75,
+        output: str | PathLike[str] | None = None,
+        max_length: int = 128,
+        **arguments: Any,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._callback = PruningCallback(sparsity, structured=structured, every=every, until=until)
+        self._output = output
+        self._max_length = max_length
+        self._arguments = arguments
+
+    def fit(self, rows: Any) -> Self:
+        with tempfile.TemporaryDirectory() as scratch:
+            tuned = fine_tune(
+                self._checkpoint,
+                as_rows(rows, with_labels=True),
+                self._output or Path(scratch) / "tuned",
+                callbacks=[self._callback],
+                max_length=self._max_length,
+                **self._arguments,
+            )
+            return self._adopt(*shrunk(tuned), self._max_length)
+
+
+def shrunk(
+    checkpoint: str | PathLike[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a checkpoint with zeros in it as a smaller classifier, in fp32, with its tokenizer."""
+    model, tokenizer = open_checkpoint(checkpoint, attention=None)
+    shrink(model.base_model)
+    return model, tokenizer
 
 
 @torch.no_grad()
@@ -210,4 +296,4 @@ def _set_masks(block: Block, kept: Tensor, kind: str) -> None:
 def _cut(scores: Tensor, share: float) -> Tensor:
     """What a score must reach so that ``share`` of them does not."""
     gone = int(share * len(scores))
-    return scores.sort().values[gone]
+    return scores.kthvalue(gone + 1).values

@@ -1,15 +1,14 @@
 """Early exits on many rows: what has not left after a layer goes on in full batches.
 
 All rows of a window go through a layer before any goes through the next. Rows of one width are
-batched together, and after each layer those that stay are put together anew, so that late layers
-run on few batches and not on many small ones.
+batched together, and after each layer those of a width that stay are put together anew, so that
+late layers run on as few batches as there are widths and not on many small ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -18,26 +17,15 @@ from torch import Tensor
 
 from cascadebert.batching import widths
 from cascadebert.rivals.network import ExitNetwork, Surroundings
+from cascadebert.rivals.rival import Answers
 from cascadebert.stage import TokenizedRows
 
 Leaves = Callable[[int, Tensor, Tensor, NDArray[np.int64]], Tensor]
 """Which rows leave after a layer: called with its number from 1, the logits of its exit, the
 first-token states and the positions of the rows; returns bool of shape (rows,)."""
 
-_WINDOW = 2_048
-
-
-@dataclass(frozen=True)
-class ExitAnswers:
-    """What a network with exits says of rows.
-
-    Attributes:
-        logits: of the exit that each row left by, float32 of shape (rows, outputs).
-        layer: its layer, from 1, int64 of shape (rows,).
-    """
-
-    logits: NDArray[np.float32]
-    layer: NDArray[np.int64]
+# Of which hidden states are held at a time: 100 MB in bfloat16 for a width of 768.
+_WINDOW_TOKENS = 65_536
 
 
 @dataclass
@@ -58,38 +46,34 @@ class _Group:
 
 def run_with_exits(
     network: ExitNetwork,
-    rows: Mapping[str, list[list[int]]],
+    tokens: TokenizedRows,
     padding: Mapping[str, int],
     leaves: Leaves,
     *,
     token_budget: int = 1_024,
     most: int | None = None,
-) -> ExitAnswers:
+) -> Answers:
     """Take rows through a network until they leave it; the last layer answers what is left.
 
     Args:
         network: in evaluation mode.
-        rows: what the tokenizer made, for each input one list a row, without padding.
+        tokens: rows as the network reads them.
         padding: for each input the id that fills rows up.
         leaves: see :data:`Leaves`; not asked after the last layer.
         token_budget: tokens in a batch.
         most: tokens that the network reads.
+
+    Returns:
+        The logits of the exit that each row left by, and its layer.
     """
-    lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
-    tokens = TokenizedRows(
-        {name: np.fromiter(chain.from_iterable(ids), np.int32) for name, ids in rows.items()},
-        lengths.cumsum() - lengths,
-        lengths,
-        np.zeros(len(lengths), dtype=np.bool_),
-    )
-    fill = {name: padding.get(name, 0) for name in rows}
+    lengths = tokens.lengths
     logits = np.empty((len(lengths), network.outputs), dtype=np.float32)
     layer = np.full(len(lengths), network.depth, dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
+    filled = widths(lengths[order], most).cumsum() // _WINDOW_TOKENS
     with torch.inference_mode():
-        for start in range(0, len(order), _WINDOW):
-            window = order[start : start + _WINDOW]
-            groups = list(_groups(network, tokens, fill, window, most))
+        for window in (order[filled == part] for part in np.unique(filled)):
+            groups = list(_groups(network, tokens, padding, window, most))
             for number in range(1, network.depth + 1):
                 staying = []
                 for group in groups:
@@ -105,7 +89,7 @@ def run_with_exits(
                     elif not out.all():
                         staying.append(group.take(~gone))
                 groups = staying
-    return ExitAnswers(logits, layer)
+    return Answers(logits, layer, lengths)
 
 
 def _groups(
@@ -129,13 +113,12 @@ def _groups(
 def _layer(
     network: ExitNetwork, number: int, group: _Group, token_budget: int
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states after a layer and the logits of its exit, batch by batch."""
+    """Hidden states after a layer, batch by batch, and the logits of its exit."""
     rows_a_batch = max(token_budget // group.hidden.shape[1], 1)
     batches = -(-len(group.hidden) // rows_a_batch)
-    hidden, logits = [], []
+    parts = []
     for part in torch.tensor_split(torch.arange(len(group.hidden)), batches):
         span = slice(int(part[0]), int(part[-1]) + 1)
-        after = network.layer(number, group.hidden[span], group.surroundings.take(span))
-        hidden.append(after)
-        logits.append(network.exits[number - 1](after[:, 0]))
-    return torch.cat(hidden), torch.cat(logits)
+        parts.append(network.layer(number, group.hidden[span], group.surroundings.take(span)))
+    hidden = torch.cat(parts)
+    return hidden, network.exits[number - 1](hidden[:, 0])

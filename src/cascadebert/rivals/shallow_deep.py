@@ -1,13 +1,15 @@
 """BranchyNet and Shallow-Deep Networks: all exits trained at once, exits by probability.
 
-BranchyNet (Teerapittayanon et al., ICPR 2016, arXiv 1709.01686), section III-B: the loss is the
-weighted sum of the exits' losses, trained jointly. Shallow-Deep Networks (Kaya et al., ICML 2019,
-arXiv 1810.07052), section 4: weights tau_i of the inner exits grow in the course of the training
-from 0.01 to their share of the network's depth, the last exit has weight 1, and a row leaves by the
-first exit whose largest probability is q or more.
+BranchyNet (Teerapittayanon et al., ICPR 2016, arXiv 1709.01686) trains all exits jointly with a
+weighted sum of their losses. Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052) do so
+too, and give what is here: weights tau_i of the inner exits that grow in the course of the training
+from 0.01 to their share of the network's depth, with 1 for the last (section 3, trained jointly),
+and a row leaves by the first exit whose largest probability is q or more (section 5.1).
 
 Other than there: exits sit after every layer of an encoder, not at chosen places of a convolutional
-network; rows that stay are batched anew after each layer.
+network; a row that no exit is sure of is answered by the last one, where the authors' code takes
+the surest of all; rows that stay are batched anew after each layer. BranchyNet has fixed weights
+and exits by entropy, which is :func:`~cascadebert.rivals.deebert.entropy_below`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ FIRST_WEIGHT = 0.01
 class ShallowDeep(EarlyExit):
     """Exits where the largest probability is the knob or more: above 1 is never."""
 
-    knobs = (1.1, *(1 - np.geomspace(1e-4, 0.99, 40)).tolist())
+    knobs = (1.1, *(1 - np.geomspace(1e-6, 0.99, 80)).tolist())
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(_joint),)
@@ -48,7 +50,7 @@ def _joint(
 
 
 def exit_weights(depth: int, done: float) -> Tensor:
-    """Weights of the exits' losses, (depth,): section 4.2 of Shallow-Deep Networks.
+    """Weights tau_i of the exits' losses, (depth,).
 
     Args:
         depth: number of layers.

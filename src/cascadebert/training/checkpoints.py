@@ -25,9 +25,14 @@ _NO_LIMIT = 1_000_000
 
 
 def open_checkpoint(
-    checkpoint: str | PathLike[str],
+    checkpoint: str | PathLike[str], *, attention: str | None = "eager"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a sequence classifier in fp32, for inference, and its tokenizer.
+
+    Args:
+        checkpoint: folder or hub name.
+        attention: transformers' ``attn_implementation``; the one that can be exported, or None for
+            the one that is fastest.
 
     Raises:
         ArtifactError: weights or tokenizer are damaged, missing or do not fit together.
@@ -38,7 +43,7 @@ def open_checkpoint(
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 place,
                 dtype=torch.float32,
-                attn_implementation="eager",
+                attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
             )

@@ -295,19 +295,33 @@ class _StageTrainer(RowTrainer):
             done=self.state.global_step / max(self.state.max_steps, 1),
             generator=self._pair_generator(own["row"]),
         )
-        if not torch.isfinite(loss):
-            rows = ", ".join(str(int(row)) for row in own["row"])
-            which = "rows" if model.training else "validation rows"
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch "
-                f"with {which} {rows}; use a smaller learning rate, or fp32 in place of 16 bits"
-            )
+        kind = "rows" if model.training else "validation rows"
+        refuse_not_finite_loss(loss, self.state.global_step + 1, own["row"], kind)
         return (loss, outputs) if return_outputs else loss
 
     def _pair_generator(self, rows: torch.Tensor) -> torch.Generator:
         # A seed of its own for each batch: a training that was cut off draws the same pairs.
         seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_000_003 + int(rows[0])
         return torch.Generator().manual_seed(seed % 2**63)
+
+
+def refuse_not_finite_loss(
+    loss: torch.Tensor, step: int, rows: torch.Tensor, kind: str = "rows"
+) -> None:
+    """Refuse to go on with a loss that has become infinite or NaN.
+
+    Args:
+        loss: of a batch.
+        step: its number, from 1.
+        rows: numbers of its rows.
+        kind: what messages call them.
+    """
+    if not torch.isfinite(loss):
+        numbers = ", ".join(str(int(row)) for row in rows)
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {step}, in the batch with {kind} {numbers}; use a "
+            "smaller learning rate, or fp32 in place of 16 bits"
+        )
 
 
 class _RowCount(TrainerCallback):

@@ -1,0 +1,214 @@
+"""What ``rivals.py`` found, as tables and as a picture."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascadebert.evaluation.svg import POINTS, canvas, style
+
+SHOWN = (2.0, 3.0, 4.0)
+FAMILIES = {
+    "cascade: L3, L6, MPNet": ("cascade: L3, L6, MPNet",),
+    "cascade: linear, L3, L6, MPNet": ("cascade: linear, L3, L6, MPNet",),
+    "cascade: L3, pruned MPNet, MPNet": ("cascade: L3, pruned MPNet, MPNet",),
+    "one of L6 and L3, distilled": ("MiniLM-L6", "MiniLM-L3"),
+    "first 6, 4 or 3 layers": ("first 6 layers", "first 4 layers", "first 3 layers"),
+    "first 3 layers, distilled": ("first 3 layers, distilled",),
+    "DPF": ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns"),
+    "MoEBERT": ("MoEBERT",),
+    "DeeBERT": ("DeeBERT",),
+    "Shallow-Deep": ("Shallow-Deep",),
+    "PABEE": ("PABEE",),
+    "BERxiT": ("BERxiT",),
+    "COST-EFF": ("COST-EFF",),
+}
+"""Methods that are one choice to a user: their settings make one line."""
+
+Results = dict[str, dict[str, dict[str, Any]]]
+"""By task, method and seed."""
+
+_PANEL, _HEIGHT, _LEGEND = 330, 360, 110
+_MOST = 8.0
+
+
+def table(results: Results) -> str:
+    """Accuracy at the same measured speed-up, oracles, every point, then DIS by depth."""
+    parts = (matched, oracles, all_points, inversions)
+    return "\n\n".join("\n".join(part(results)) for part in parts)
+
+
+def line_of(methods: dict[str, dict[str, Any]], family: str, seed: str) -> dict[float, float]:
+    """Accuracy by measured speed-up, the slowest first.
+
+    The whole model belongs to the line of what has no setting of its own that is as slow.
+    """
+    found = {}
+    for method in FAMILIES[family]:
+        points = methods.get(method, {}).get(seed, {"points": []})["points"]
+        for point in points:
+            if point["setting"] != "whole" or len(points) == 2:
+                found[point["speedup"]] = point["accuracy"]
+    return dict(sorted(found.items()))
+
+
+def mixed(line: dict[float, float], speedup: float) -> float:
+    """Accuracy of the two neighbouring settings, each on so many rows that the time is right."""
+    speeds, accuracies = np.array(list(line)), np.array(list(line.values()))
+    return float(np.interp(1 / speedup, 1 / speeds[::-1], accuracies[::-1]))
+
+
+def accuracies_at(
+    methods: dict[str, dict[str, Any]], family: str, speedup: float
+) -> list[float] | None:
+    """Of every seed, read off its line; None where one does not reach so far."""
+    seeds = sorted({s for method in FAMILIES[family] for s in methods.get(method, {})})
+    found = []
+    for seed in seeds:
+        line = line_of(methods, family, seed)
+        if not min(line) <= speedup <= max(line):
+            return None
+        found.append(mixed(line, speedup))
+    return found or None
+
+
+def matched(results: Results) -> list[str]:
+    columns = [f"{task}, {speed:g}×" for task in results for speed in SHOWN]
+    columns += [f"mean, {speed:g}×" for speed in SHOWN]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for family in FAMILIES:
+        cells = {
+            (task, speed): accuracies_at(methods, family, speed)
+            for (task, methods), speed in itertools.product(results.items(), SHOWN)
+        }
+        if not any(cells.values()):
+            continue
+        shown = [told(values) for values in cells.values()]
+        for speed in SHOWN:
+            own = [cells[task, speed] for task in results]
+            means = [statistics.mean(values) for values in own if values]
+            shown.append(told([statistics.mean(means)] if len(means) == len(own) else None))
+        lines.append(f"| {family} | {' | '.join(shown)} |")
+    whole = [whole_accuracy(methods) for methods in results.values()]
+    all_cells = [told([own]) for own in whole for _ in SHOWN]
+    all_cells += [told([statistics.mean(whole)])] * len(SHOWN)
+    lines.append(f"| MPNet, 1× | {' | '.join(all_cells)} |")
+    return lines
+
+
+def whole_accuracy(methods: dict[str, dict[str, Any]]) -> float:
+    """Of the whole model, which every method was timed in turn with."""
+    ((accuracy,),) = [
+        {
+            point["accuracy"]
+            for seeds in methods.values()
+            for own in seeds.values()
+            for point in own["points"]
+            if point["setting"] == "whole"
+        }
+    ]
+    return float(accuracy)
+
+
+def told(accuracies: list[float] | None) -> str:
+    if not accuracies:
+        return "–"
+    mean = f"{100 * statistics.mean(accuracies):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else mean
+
+
+def each(results: Results) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Task, method and seed of everything that was run, and what was found."""
+    for task, methods in results.items():
+        for method, seeds in methods.items():
+            for seed, own in seeds.items():
+                yield task, method, seed, own
+
+
+def oracles(results: Results) -> list[str]:
+    lines = ["| task | oracle of | accuracy | × whole model |", "|---|---|---|---|"]
+    for task, method, _, own in each(results):
+        if bound := own.get("oracle"):
+            lines.append(
+                f"| {task} | {method} | {100 * bound['accuracy']:.1f} | {bound['speedup']:.2f} |"
+            )
+    return lines
+
+
+def all_points(results: Results) -> list[str]:
+    lines = [
+        "| task | method | seed | setting | accuracy | × whole model, measured (range) "
+        "| × by operations | × by layers | seconds of training |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, method, seed, own in each(results):
+        for point in own["points"]:
+            if point["setting"] == "whole":
+                continue
+            lines.append(
+                f"| {task} | {method} | {seed} | {point['setting']} "
+                f"| {100 * point['accuracy']:.1f} | {point['speedup']:.2f} "
+                f"({point['least']:.2f}–{point['most']:.2f}) "
+                f"| {point['flops_speedup']:.2f} | {point['layers_speedup']:.2f} "
+                f"| {own['seconds']:,.0f} |"
+            )
+    return lines
+
+
+def inversions(results: Results) -> list[str]:
+    lines = ["| task | method | seed | DIS by layer |", "|---|---|---|---|"]
+    for task, method, seed, own in each(results):
+        shown = ", ".join(f"{layer}: {value:.1f}" for layer, value in own["dis"].items())
+        if shown:
+            lines.append(f"| {task} | {method} | {seed} | {shown} |")
+    return lines
+
+
+def picture(results: Results, path: Path) -> None:
+    """Accuracy against measured speed-up, a panel a task; seed by seed where there are several."""
+    with canvas(_HEIGHT + _LEGEND, _PANEL * len(results)) as figure:
+        panels = figure.subplots(1, len(results), squeeze=False)[0]
+        for axes, (task, methods) in zip(panels, results.items(), strict=True):
+            for number, family in enumerate(FAMILIES):
+                _draw(axes, methods, family, number)
+            for oracle in {
+                (own["oracle"]["speedup"], own["oracle"]["accuracy"])
+                for seeds in methods.values()
+                for own in seeds.values()
+                if "oracle" in own
+            }:
+                axes.plot(oracle[0], 100 * oracle[1], "P", color="black", label="oracle")
+            axes.set_title(task)
+            axes.set_xscale("log", base=2)
+            axes.set_xlim(0.9, _MOST * 2)
+            axes.set_xticks([1, 2, 3, 4, 6, 8, 16], ["1", "2", "3", "4", "6", "8", "16"])
+            axes.set_xlabel("times the whole model's speed, measured")
+        panels[0].set_ylabel("accuracy, %")
+        known = {
+            label: handle
+            for axes in panels
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.set_size_inches(_PANEL * len(results) / POINTS, (_HEIGHT + _LEGEND) / POINTS)
+        figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
+
+
+def _draw(axes: Any, methods: dict[str, dict[str, Any]], family: str, number: int) -> None:
+    look = style(number)
+    for seed in sorted({s for method in FAMILIES[family] for s in methods.get(method, {})}):
+        line = line_of(methods, family, seed)
+        axes.plot(
+            list(line),
+            [100 * accuracy for accuracy in line.values()],
+            color=look.color,
+            marker=look.marker,
+            linestyle=look.dash,
+            linewidth=2.6 if family.startswith("cascade") else 1.2,
+            label=family,
+        )

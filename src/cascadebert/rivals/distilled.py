@@ -1,0 +1,73 @@
+"""Vanilla distillation (Hinton et al., arXiv 1503.02531): a model learns a larger one's logits.
+
+The smaller model is a complete one, or begins as the first layers of a larger one, as DistilBERT
+(Sanh et al., arXiv 1910.01108) and patient distillation (Sun et al., arXiv 1908.09355) begin. The
+loss is that of section 2 of Hinton et al.: the cross-entropy with the labels, and T² times the KL
+divergence from the teacher's distribution at temperature T;
+:class:`~cascadebert.training.losses.Objective` weighs the two.
+
+Other than DistilBERT, nothing is distilled before the fine-tuning.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Self
+
+from cascadebert.data import as_rows
+from cascadebert.rivals.first_layers import first_layers
+from cascadebert.rivals.rival import Static
+from cascadebert.training.checkpoints import open_checkpoint, open_config, own_labels
+from cascadebert.training.fine_tuning import fine_tune
+from cascadebert.training.losses import Objective
+from cascadebert.training.outputs import outputs_of
+
+
+class Distilled(Static):
+    """A smaller classifier that learnt from a larger one.
+
+    Args:
+        checkpoint: folder or hub name of the pre-trained encoder.
+        teacher: folder or hub name of a fine-tuned classifier; its labels, in their order, are the
+            smaller one's.
+        layers: that are kept of the encoder, from the first; by default all.
+        max_length: tokens a row is cut at.
+        arguments: ``TrainingArguments`` over those of
+            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str],
+        teacher: str | PathLike[str],
+        *,
+        layers: int | None = None,
+        max_length: int = 128,
+        **arguments: Any,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._teacher = teacher
+        self._layers = layers
+        self._max_length = max_length
+        self._arguments = arguments
+
+    def fit(self, rows: Any) -> Self:
+        checked = as_rows(rows, with_labels=True)
+        labels = own_labels(open_config(fspath(self._teacher)))
+        with tempfile.TemporaryDirectory() as scratch:
+            encoder = self._checkpoint
+            if self._layers is not None:
+                encoder = first_layers(encoder, self._layers, Path(scratch) / "encoder")
+            tuned = fine_tune(
+                encoder,
+                checked,
+                Path(scratch) / "tuned",
+                labels=labels,
+                objective=Objective("distillation"),
+                teacher=outputs_of(self._teacher, checked, max_length=self._max_length),
+                max_length=self._max_length,
+                **self._arguments,
+            )
+            return self._adopt(*open_checkpoint(tuned, attention=None), self._max_length)

@@ -1,0 +1,193 @@
+"""What all rivals have in common: ``fit``, ``predict`` at a knob, and what the answers cost."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from cascadebert.artifact import StageCost
+from cascadebert.batching import token_batches
+from cascadebert.data import Rows, as_rows
+from cascadebert.errors import CascadeError, InputError
+from cascadebert.runtimes.torch import ModelRuntime
+from cascadebert.stage import TokenizedRows
+from cascadebert.training.checkpoints import maximum_length, model_inputs, own_labels
+from cascadebert.training.export import model_cost
+from cascadebert.training.outputs import bf16_is_fast
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a rival says of rows.
+
+    Attributes:
+        logits: float32 of shape (rows, outputs), in the order of the rival's labels.
+        layer: how many layers each row went through, int64 of shape (rows,).
+        tokens: how long each row was, cut at what is read, int64 of shape (rows,).
+    """
+
+    logits: NDArray[np.float32]
+    layer: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+
+class Rival(ABC):
+    """An alternative to a cascade.
+
+    Attributes:
+        labels: names in the order of the logits, after :meth:`fit`; none of a regression.
+    """
+
+    labels: list[str]
+
+    @property
+    @abstractmethod
+    def knobs(self) -> Sequence[float]:
+        """Settings to try, from the slowest; none where there is one setting only."""
+
+    @abstractmethod
+    def fit(self, rows: Any) -> Self:
+        """Train on labelled rows, as :func:`~cascadebert.data.as_rows` takes them.
+
+        Raises:
+            InputError: rows that cannot be used, fewer than two labels, or an encoder that the
+                method cannot be built into.
+            TrainingError: the loss was not finite.
+        """
+
+    @abstractmethod
+    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+        """Answer rows, in bfloat16 where that is fast.
+
+        Args:
+            rows: as :func:`~cascadebert.data.as_rows` takes them.
+            knob: one of :attr:`knobs` or what lies between; by default the slowest setting.
+
+        Raises:
+            InputError: rows that cannot be used, a knob that means nothing, or no :meth:`fit`.
+            CascadeError: a logit that is not finite.
+        """
+
+    @abstractmethod
+    def cost(self, answers: Answers) -> NDArray[np.float64]:
+        """Floating point operations that each row took, by counting, (rows,)."""
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """A classifier in fp32 that answers at the slowest setting, for
+        :func:`~cascadebert.rivals.stage.as_stage`.
+        """
+
+
+class Static(Rival):
+    """A single classifier, which does the same for every row."""
+
+    _model: Any = None
+
+    @property
+    def knobs(self) -> Sequence[float]:
+        return ()
+
+    @property
+    def model(self) -> Any:
+        refuse_unfitted(self, self._model)
+        return self._model
+
+    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+        model, checked = self.model, as_rows(rows)
+        if knob is not None:
+            raise InputError(f"{type(self).__name__} has one setting only; leave knob={knob} out")
+        tokens = self._reading(checked)
+        logits = np.empty((len(checked), model.config.num_labels), dtype=np.float32)
+        budget = self._runtime.token_budgets[1]
+        for positions in token_batches(tokens.lengths, budget, self._reading.most):
+            batch = tokens.batch(positions, self._reading.padding, self._reading.most)
+            logits[positions] = self._runtime(batch)()
+        refuse_not_finite(self, logits)
+        layer = np.full(len(checked), model.config.num_hidden_layers, dtype=np.int64)
+        return Answers(logits, layer, tokens.lengths)
+
+    def cost(self, answers: Answers) -> NDArray[np.float64]:
+        return self._counted.row_flops(answers.tokens)
+
+    def _adopt(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Self:
+        """Take a trained classifier as one's own."""
+        self._model = model.cpu().eval().requires_grad_(False)
+        self.labels = own_labels(model.config)
+        self._reading = Reading(model, tokenizer, max_length)
+        self._counted: StageCost = model_cost(model, self._reading.inputs)
+        self._runtime = ModelRuntime(in_fast_precision(model))
+        return self
+
+
+class Reading:
+    """How a model reads rows.
+
+    Args:
+        model: of transformers, on the tokenizer's words.
+        tokenizer: its own.
+        max_length: tokens that a row is cut at, where the model has so many positions.
+
+    Attributes:
+        inputs: names of what the model reads.
+        padding: for each of them but the attention mask the id that fills rows up.
+        most: tokens that a row is cut at.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.most = min(max_length, maximum_length(model, tokenizer, None))
+        self.inputs = model_inputs(model, tokenizer)
+        padding = {"input_ids": int(cast(Any, tokenizer).pad_token_id or 0), "token_type_ids": 0}
+        self.padding = {name: padding[name] for name in self.inputs if name in padding}
+        self._tokenizer = tokenizer
+
+    def __call__(self, rows: Rows) -> TokenizedRows:
+        """Token ids of checked rows."""
+        if not len(rows):
+            return tokenized({name: [] for name in self.padding})
+        pairs = None if rows.pairs is None else list(rows.pairs)
+        found = self._tokenizer(list(rows.texts), pairs, truncation=True, max_length=self.most)
+        return tokenized({name: found[name] for name in self.padding})
+
+
+def tokenized(ids: Mapping[str, Sequence[Sequence[int]]]) -> TokenizedRows:
+    """Token ids as they are batched, out of one list a row for each input."""
+    lengths = np.array([len(row) for row in ids["input_ids"]], dtype=np.int64)
+    return TokenizedRows(
+        {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in ids.items()},
+        lengths.cumsum() - lengths,
+        lengths,
+        np.zeros(len(lengths), dtype=np.bool_),
+    )
+
+
+def in_fast_precision(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy for inference, in bfloat16 where that is fast."""
+    dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
+    return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+
+def refuse_unfitted(rival: Rival, trained: object) -> None:
+    """Refuse a rival that has nothing trained yet."""
+    if trained is None:
+        raise InputError(f"{type(rival).__name__} is not trained yet; call fit first")
+
+
+def refuse_not_finite(rival: Rival, logits: NDArray[np.float32]) -> None:
+    """Refuse answers that are none."""
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise CascadeError(
+            f"{type(rival).__name__} gave logits that are not finite for row {bad.argmax()}; "
+            "its weights are broken, train it again with a smaller learning rate"
+        )
