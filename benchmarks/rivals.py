@@ -1,11 +1,12 @@
 """The cascade against early exits and static models, on one engine, at the same measured cost.
 
+    CASCADEBERT_DATA=... python benchmarks/rivals.py train [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
 Needs MPNet (``stages.py``) and the small stages (``speed.py train``). Rivals start from the same
-pre-trained MPNet and see the rows that it saw, for as many epochs at its learning rate; but COST-
-EFF gets twice as many in its four phases, and the second stage of DeeBERT, in which new
+pre-trained MPNet and see the rows that it saw, for as many epochs at its learning rate; but
+COST-EFF gets twice as many in its four phases, and the second stage of DeeBERT, in which new
 classifiers are trained, ten times the learning rate. The small stages have recipes of their own
 (``training.py``).
 
@@ -13,7 +14,8 @@ All run in torch in bfloat16. A method's settings are chosen on the validation r
 those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a cascade fewer
 seconds. They answer the test rows, and are timed on some of these in turn with the whole model.
 What stands in the table at 2, 3 and 4 times is what two neighbouring settings reach if each gets
-so many rows that the time is right. What is finished is kept in ``checkpoints/rivals``.
+so many rows that the time is right. What is finished is kept in ``checkpoints/rivals``; ``run``
+trains what is not.
 """
 
 from __future__ import annotations
@@ -34,24 +36,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 import common
 from cascadebert import Cascade, Rows, Speedup, read_rows
 from cascadebert.data import evenly
 from cascadebert.deferral.confidence import max_probability_log_odds
-from cascadebert.errors import CascadeWarning
+from cascadebert.errors import CascadeWarning, TargetError
 from cascadebert.evaluation.bench_result import oracle
 from cascadebert.evaluation.metrics import dis
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
 from cascadebert.rivals.distilled import Distilled
-from cascadebert.rivals.early_exit import EarlyExit, layers_speedup
+from cascadebert.rivals.early_exit import EarlyExit
 from cascadebert.rivals.first_layers import FirstLayers
 from cascadebert.rivals.moebert import MoEBERT
 from cascadebert.rivals.pabee import PABEE
-from cascadebert.rivals.pruning import DPF, shrunk
-from cascadebert.rivals.rival import Answers, Static
+from cascadebert.rivals.pruning import DPF
+from cascadebert.rivals.rival import Answers, Rival
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.scheduler import Prediction
@@ -64,29 +67,37 @@ from training import PARTS as SMALL_PARTS
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
 TASKS = ("sst2", "mrpc", "snli")
-EXITS: dict[str, type[EarlyExit]] = {
-    "DeeBERT": DeeBERT,
-    "Shallow-Deep": ShallowDeep,
-    "PABEE": PABEE,
-    "BERxiT": BERxiT,
-    "COST-EFF": COSTEFF,
+MIDDLE = "DPF, 75% of heads and columns"
+PRETRAINED = common.CHECKPOINTS / "pretrained" / "MPNet"
+RIVALS: dict[str, Callable[..., Rival]] = {
+    "first 3 layers": functools.partial(FirstLayers, PRETRAINED, 3),
+    "first 4 layers": functools.partial(FirstLayers, PRETRAINED, 4),
+    "first 6 layers": functools.partial(FirstLayers, PRETRAINED, 6),
+    "first 3 layers, distilled": functools.partial(Distilled, PRETRAINED, layers=3),
+    "DPF, 50% of heads and columns": functools.partial(DPF, PRETRAINED, 0.5),
+    MIDDLE: functools.partial(DPF, PRETRAINED, 0.75),
+    "MoEBERT": MoEBERT,
+    "DeeBERT": functools.partial(DeeBERT, PRETRAINED),
+    "Shallow-Deep": functools.partial(ShallowDeep, PRETRAINED),
+    "PABEE": functools.partial(PABEE, PRETRAINED),
+    "BERxiT": functools.partial(BERxiT, PRETRAINED),
+    "COST-EFF": functools.partial(COSTEFF, PRETRAINED),
+    "DPF, 75% of single weights": functools.partial(DPF, PRETRAINED, 0.75, structured=False),
 }
+# What those that the fine-tuned MPNet teaches call it.
+TAUGHT = {"first 3 layers, distilled": "teacher", "MoEBERT": "checkpoint"}
 # Over what MPNet's own training has: COST-EFF has four phases.
 OWN_ARGUMENTS: dict[str, dict[str, float]] = {
     "DeeBERT": {"exit_learning_rate": 3e-4},
     "COST-EFF": {"epochs_a_phase": 0.5},
 }
-MIDDLE = "DPF, 75% of heads and columns"
 CASCADES = {
     "cascade: L3, L6, MPNet": ("MiniLM-L3", "MiniLM-L6"),
     "cascade: linear, L3, L6, MPNet": ("linear", "MiniLM-L3", "MiniLM-L6"),
     "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", MIDDLE),
 }
 COMPLETE = ENCODERS
-# Those that the fine-tuned MPNet teaches, beside the small stages.
-TAUGHT = ("first 3 layers, distilled", "MoEBERT")
-CHECKPOINT = "checkpoint"
-PRETRAINED = common.CHECKPOINTS / "pretrained" / "MPNet"
+TRAINING_SETTINGS = ("task", "method", "rows", "arguments")
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 500
 ROUNDS = 3
@@ -160,23 +171,16 @@ class Job:
         method: its name.
         seed: of the training.
         whole: the model that it is measured against, as a cascade of one stage.
-        folder: what is to be kept beside the figures goes here.
     """
 
     task: Task
     method: str
     seed: int
     whole: Cascade
-    folder: Path
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The settings of MPNet's training, but for what the method needs otherwise."""
-        return arguments_of(self.task.name, self.method, self.seed)
 
 
 def arguments_of(task: str, method: str, seed: int) -> dict[str, Any]:
-    """See :attr:`Job.arguments`."""
+    """The settings of MPNet's training, but for what the method needs otherwise."""
     _, epochs, rate = RECIPES[task]["MPNet"]
     own = dict(OWN_ARGUMENTS.get(method, {}))
     return {
@@ -250,29 +254,42 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def trained(task: Task, method: str, seed: int) -> tuple[Rival, float]:
+    """A rival, trained now if it is not there, and the seconds that took."""
+
+    def make(result: Path, _: Path) -> None:
+        own = {TAUGHT[method]: whole_of(task.name)} if method in TAUGHT else {}
+        rival = RIVALS[method](**own, **arguments_of(task.name, method, seed))
+        start = time.perf_counter()
+        rival.fit(task.train)
+        spent = time.perf_counter() - start
+        torch.save((rival, spent), result / "rival.pt")
+
+    name, settings = part_of(task.name, method, seed)
+    part = PARTS.run(f"{name}-trained", {key: settings[key] for key in TRAINING_SETTINGS}, make)
+    rival, spent = torch.load(part / "rival.pt", weights_only=False)
+    return rival, spent
+
+
 def early_exit(job: Job) -> dict[str, Any]:
-    """Train one network with exits, choose knobs on the validation rows, time them."""
-    task, arguments = job.task, job.arguments
-    start = time.perf_counter()
-    rival = EXITS[job.method](PRETRAINED, **arguments).fit(task.train)
-    spent = time.perf_counter() - start
-    depth = rival.network.depth
-    recording = rival.record(task.validation)
-    counted = {knob: layers_speedup(rival.replay(recording, knob), depth) for knob in rival.knobs}
-    chosen = {min(counted, key=lambda knob: abs(counted[knob] - target)) for target in SPEEDUPS}
+    """Choose knobs on the validation rows, and time them."""
+    rival, spent = trained(job.task, job.method, job.seed)
+    assert isinstance(rival, EarlyExit)
+    recording = rival.record(job.task.validation)
+    chosen = [rival.knobs[0], *(rival.knob_for(recording, target) for target in SPEEDUPS)]
 
     def read(answers: Answers) -> Ran:
         classes = answers.logits.argmax(axis=1)
         return Ran(classes, float(rival.cost(answers).sum()), float(answers.layer.sum()))
 
     settings: dict[str, Setting] = {
-        f"{knob:g}": (functools.partial(rival.predict, knob=knob), read)
-        for knob in (rival.knobs[0], *sorted(chosen, key=lambda knob: counted[knob]))
+        f"{knob:.6g}": (functools.partial(rival.predict, knob=knob), read)
+        for knob in dict.fromkeys(chosen)
     }
-    ramps = rival.record(task.test).logits
+    ramps = rival.record(job.task.test).logits
     return {
         "points": measure(job, settings),
-        "dis": {str(k + 1): inversion(task, ramps[k]) for k in range(depth)},
+        "dis": {str(k + 1): inversion(job.task, ramp) for k, ramp in enumerate(ramps)},
         "seconds": spent,
     }
 
@@ -284,10 +301,7 @@ def inversion(task: Task, logits: np.ndarray) -> float:
 
 def static(job: Job) -> dict[str, Any]:
     """A single smaller model."""
-    rival = STATIC[job.method](job)
-    start = time.perf_counter()
-    rival.fit(job.task.train)
-    spent = time.perf_counter() - start
+    rival, spent = trained(job.task, job.method, job.seed)
     (whole,) = job.whole.stages
     assert isinstance(whole, TransformerStage)
     stage = as_stage(whole, rival.model, job.method)
@@ -315,12 +329,16 @@ def cascade(job: Job) -> dict[str, Any]:
     made = in_torch([*(whole if n == MIDDLE else small(task.name, n) for n in names), whole])
     if MIDDLE in names:
         stages, number = list(made.stages), names.index(MIDDLE)
-        model, _ = shrunk(PARTS.path(*part_of(task.name, MIDDLE, job.seed)) / CHECKPOINT)
-        stages[number] = as_stage(cast(TransformerStage, stages[number]), model, "pruned")
+        rival, _ = trained(task, MIDDLE, job.seed)
+        stages[number] = as_stage(cast(TransformerStage, stages[number]), rival.model, "pruned")
         made = made.with_stages(stages)
     settings: dict[str, Setting] = {}
     for target in SPEEDUPS:
-        made.tune(task.validation, Speedup(target), None)
+        try:
+            made.tune(task.validation, Speedup(target), None)
+        except TargetError:
+            settings["first stage alone"] = model_setting(task, made.alone(1))
+            break
         settings[f"{target:g}x"] = model_setting(task, made.with_thresholds(made.thresholds or ()))
     runs = made.run_stages(task.test)
     right = np.stack([task.right(run.logits.argmax(axis=1)) for run in runs])
@@ -344,21 +362,10 @@ def small(task: str, name: str) -> Path:
     return common.CHECKPOINTS / task / "small" / name
 
 
-STATIC: dict[str, Callable[[Job], Static]] = {
-    "first 3 layers": lambda job: FirstLayers(PRETRAINED, 3, **job.arguments),
-    "first 4 layers": lambda job: FirstLayers(PRETRAINED, 4, **job.arguments),
-    "first 6 layers": lambda job: FirstLayers(PRETRAINED, 6, **job.arguments),
-    "first 3 layers, distilled": lambda job: Distilled(
-        PRETRAINED, whole_of(job.task.name), layers=3, **job.arguments
-    ),
-    "DPF, 50% of heads and columns": lambda job: DPF(PRETRAINED, 0.5, **job.arguments),
-    MIDDLE: lambda job: DPF(PRETRAINED, 0.75, output=job.folder / CHECKPOINT, **job.arguments),
-    "MoEBERT": lambda job: MoEBERT(whole_of(job.task.name), **job.arguments),
-}
 METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
     **dict.fromkeys(COMPLETE, complete),
-    **dict.fromkeys(STATIC, static),
-    **dict.fromkeys(EXITS, early_exit),
+    **dict.fromkeys(RIVALS, static),
+    **dict.fromkeys(("DeeBERT", "Shallow-Deep", "PABEE", "BERxiT", "COST-EFF"), early_exit),
     # Last, as one has a stage that is made before.
     **dict.fromkeys(CASCADES, cascade),
 }
@@ -378,11 +385,21 @@ def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> N
             def found(
                 result: Path, _: Path, make: Any = make, method: str = method, seed: int = seed
             ) -> None:
-                figures = make(Job(task, method, seed, whole, result))  # noqa: B023
+                figures = make(Job(task, method, seed, whole))  # noqa: B023
                 (result / "result.json").write_text(json.dumps(figures))
 
             PARTS.run(*part_of(name, method, seed), found)
             print(name, method, seed, flush=True)
+
+
+def train(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Train all that is not there yet, and time nothing: other work does not disturb it."""
+    for name in tasks:
+        task = Task.read(name)
+        for seed, method in itertools.product(seeds, methods):
+            if method in RIVALS and not PARTS.has(*part_of(name, method, seed)):
+                trained(task, method, seed)
+                print(name, method, seed, flush=True)
 
 
 def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
@@ -431,15 +448,16 @@ def seconds_before(task: str, method: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("action", choices=("train", "run", "table"))
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=RECIPES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore", CascadeWarning)
-    if options.action == "run":
-        run(options.tasks, options.methods, options.seeds)
+    if options.action != "table":
+        work = train if options.action == "train" else run
+        work(options.tasks, options.methods, options.seeds)
         return
     from rivals_report import picture, table
 

@@ -134,6 +134,17 @@ def test_training_then_no_exits_then_all_of_them(
         )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_knob_for_a_speed(method: type[EarlyExit], checkpoints: dict[str, Path]) -> None:
+    rival = method(checkpoints["xlm-roberta"], **SHORT).fit(ROWS)
+    recording, depth = rival.record(ROWS), rival.network.depth
+    tried = np.unique([layers_speedup(rival.replay(recording, k), depth) for k in rival.knobs])
+    for target in (0.5, *tried, 99.0):
+        found = layers_speedup(rival.replay(recording, rival.knob_for(recording, target)), depth)
+        # At least as near as any knob of the grid.
+        assert abs(found - target) <= np.abs(tried - target).min() + 1e-9
+
+
 def test_deebert_trains_the_encoder_first_and_then_the_other_exits(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +182,7 @@ def test_berxit_alternates_between_the_last_exit_and_all(checkpoints: dict[str, 
 def test_certainty_of_the_right_sign(checkpoints: dict[str, Path]) -> None:
     """It learns to be high where the exit is right, and rows leave where it is high."""
     network, inputs = network_of(checkpoints["bert"]), inputs_of(checkpoints["bert"], TEXTS)
-    with torch.inference_mode():
+    with torch.no_grad():
         answers = network(**inputs)[0].argmax(dim=1)
     # With two layers the certainty is learnt at the first one alone.
     for right in (True, False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,11 @@ def test_one_interface(name: str, checkpoints: dict[str, Path]) -> None:
     one = rival.predict(TEXTS[3:4])
     np.testing.assert_allclose(one.logits[0], slow.logits[3], rtol=1e-3, atol=1e-4)
     assert rival.predict([]).logits.shape == (0, 3)
+    file = io.BytesIO()
+    torch.save(rival, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False).predict(TEXTS)
+    np.testing.assert_array_equal(again.logits, slow.logits)
     for knob in [*rival.knobs[::20], *rival.knobs[-1:]]:
         fast = rival.predict(TEXTS, knob)
         assert (rival.cost(fast) <= rival.cost(slow)).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,10 +105,7 @@ class Block:
         self.attention.all_head_size = len(at)
         if self.names[0] == "q":
             # MPNet adds a bias that every layer shares, one a head.
-            heads = torch.tensor(kept)
-            self.attention.register_forward_pre_hook(
-                lambda _, given: (*given[:2], given[2][:, heads], *given[3:])
-            )
+            self.attention.register_forward_pre_hook(partial(_bias_of, torch.tensor(kept)))
 
     def keep_columns(self, kept: Tensor) -> None:
         """Leave only these columns of the feed-forward network, int64 of shape (kept,)."""
@@ -144,6 +142,11 @@ def refuse_other_architecture(name: str) -> None:
         raise InputError(
             f"the layers of {name!r} are not known; use one of {', '.join(ARCHITECTURES)}"
         )
+
+
+def _bias_of(heads: Tensor, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of MPNet's attention, with the bias of these heads alone."""
+    return (*given[:2], given[2][:, heads], *given[3:])
 
 
 def _weight_times_gradient(linear: nn.Linear) -> Tensor:

@@ -33,6 +33,9 @@ from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.export import count_flops
 from cascadebert.training.fine_tuning import label_order, open_encoder
 
+# From any knob to its neighbour in float64, nearly.
+_HALVINGS = 50
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -85,6 +88,12 @@ class EarlyExit(Rival):
         InputError: a regression by a method that is for classes.
     """
 
+    regressions = False
+    """Whether the method is defined for regressions."""
+
+    knob_range = (0.0, float("inf"))
+    """The least and the largest knob that mean something."""
+
     _fast: Any = None
 
     def __init__(
@@ -103,12 +112,6 @@ class EarlyExit(Rival):
         self._regression = regression
         self._max_length = max_length
         self._arguments = arguments
-
-    regressions = False
-    """Whether the method is defined for regressions."""
-
-    knob_range = (0.0, float("inf"))
-    """The least and the largest knob that mean something."""
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
@@ -170,6 +173,7 @@ class EarlyExit(Rival):
 
     def cost(self, answers: Answers) -> NDArray[np.float64]:
         """See :meth:`Rival.cost`; an exit belongs to its layer."""
+        refuse_unfitted(self, self._fast)
         before, whole = (
             np.vander(answers.tokens, 3, increasing=True) @ np.array(counted, dtype=np.float64)
             for counted in (self._before, self._whole)
@@ -213,13 +217,13 @@ class EarlyExit(Rival):
         """What :meth:`predict` would answer but for rounding, without running anything."""
         layers, rows, _ = recording.logits.shape
         leaves = self.leaves(self._fast, knob, rows)
-        dtype = next(self._fast.parameters()).dtype
+        like = next(self._fast.parameters())
         layer = np.full(rows, layers, dtype=np.int64)
         here = np.arange(rows)
         with torch.inference_mode():
             for number in range(1, layers):
                 ramp, states = (
-                    torch.from_numpy(values[number - 1, here]).to(dtype)
+                    torch.from_numpy(values[number - 1, here]).to(like)
                     for values in (recording.logits, recording.states)
                 )
                 gone = leaves(number, ramp, states, here).cpu().numpy()
@@ -227,6 +231,26 @@ class EarlyExit(Rival):
                 here = here[~gone]
         logits = recording.logits[layer - 1, np.arange(rows)]
         return Answers(logits, layer, recording.tokens)
+
+    def knob_for(self, recording: Recording, speedup: float) -> float:
+        """The knob with which rows go through so many times fewer layers, or nearest to it.
+
+        Args:
+            recording: of rows like those to come.
+            speedup: layers of the network over the mean of those that a row goes through.
+        """
+
+        def reached(knob: float) -> float:
+            return layers_speedup(self.replay(recording, knob), self.network.depth)
+
+        slow, fast = float(self.knobs[0]), float(self.knobs[-1])
+        for _ in range(_HALVINGS):
+            middle = (slow + fast) / 2
+            if reached(middle) < speedup:
+                slow = middle
+            else:
+                fast = middle
+        return min((slow, fast), key=lambda knob: abs(reached(knob) - speedup))
 
     def batches(self, rows: Rows, most: int, batch_size: int = 16) -> Iterator[dict[str, Tensor]]:
         """Some of the labelled rows, evenly drawn, as a loss takes them, with ``labels``."""

@@ -51,6 +51,9 @@ def train(
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    # Training in 16 bits leaves a forward of its own before that of the class.
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
     model.cpu()
 
 
@@ -68,6 +71,8 @@ class _LossTrainer(RowTrainer):
     ) -> Tensor:
         labels = inputs.pop("labels")
         rows = inputs.pop("row")
-        loss = self.own_loss(model, inputs, labels, self.state)
+        # The Trainer itself sees to 16 bits in the forward of the model alone.
+        with self.accelerator.autocast():
+            loss = self.own_loss(model, inputs, labels, self.state)
         refuse_not_finite_loss(loss, self.state.global_step + 1, rows)
         return loss

@@ -133,14 +133,16 @@ def with_experts(
         block.down.dense = Experts(block, columns, routes)
         block.layer.intermediate = nn.Identity()
     made.token_routes = routes
-    # By way of the module, so that a copy of it has routes of its own.
-    made.register_forward_pre_hook(
-        lambda module, given, named: module.token_routes.read(
-            named["input_ids"] if "input_ids" in named else given[0]
-        ),
-        with_kwargs=True,
-    )
+    made.register_forward_pre_hook(_read_routes, with_kwargs=True)
     return made
+
+
+def _read_routes(encoder: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Take up the tokens that an encoder is about to read.
+
+    By way of the encoder, so that a copy of it has routes of its own.
+    """
+    encoder.token_routes.read(named["input_ids"] if "input_ids" in named else given[0])
 
 
 def expert_columns(importance: Tensor, *, experts: int, width: int, shared: int) -> list[Tensor]:

@@ -118,6 +118,7 @@ class Static(Rival):
         return Answers(logits, layer, tokens.lengths)
 
     def cost(self, answers: Answers) -> NDArray[np.float64]:
+        refuse_unfitted(self, self._model)
         return self._counted.row_flops(answers.tokens)
 
     def _adopt(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Self:
