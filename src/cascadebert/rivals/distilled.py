@@ -20,7 +20,6 @@ from cascadebert.data import as_rows
 from cascadebert.rivals.first_layers import first_layers
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint, open_config, own_labels
-from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import outputs_of
 
@@ -33,9 +32,7 @@ class Distilled(Static):
         teacher: folder or hub name of a fine-tuned classifier; its labels, in their order, are the
             smaller one's.
         layers: that are kept of the encoder, from the first; by default all.
-        max_length: tokens a row is cut at.
-        arguments: ``TrainingArguments`` over those of
-            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+        settings: those of :class:`~cascadebert.rivals.rival.Static`.
     """
 
     def __init__(
@@ -44,14 +41,11 @@ class Distilled(Static):
         teacher: str | PathLike[str],
         *,
         layers: int | None = None,
-        max_length: int = 128,
-        **arguments: Any,
+        **settings: Any,
     ) -> None:
-        self._checkpoint = checkpoint
+        super().__init__(checkpoint, **settings)
         self._teacher = teacher
         self._layers = layers
-        self._max_length = max_length
-        self._arguments = arguments
 
     def fit(self, rows: Any) -> Self:
         checked = as_rows(rows, with_labels=True)
@@ -60,14 +54,12 @@ class Distilled(Static):
             encoder = self._checkpoint
             if self._layers is not None:
                 encoder = first_layers(encoder, self._layers, Path(scratch) / "encoder")
-            tuned = fine_tune(
+            tuned = self._fine_tune(
                 encoder,
                 checked,
                 Path(scratch) / "tuned",
                 labels=labels,
                 objective=Objective("distillation"),
                 teacher=outputs_of(self._teacher, checked, max_length=self._max_length),
-                max_length=self._max_length,
-                **self._arguments,
             )
-            return self._adopt(*open_checkpoint(tuned, attention=None), self._max_length)
+            return self._adopt(*open_checkpoint(tuned, attention=None))

@@ -17,7 +17,6 @@ from cascadebert.data import as_rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint
-from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.logs import quiet
 
 
@@ -27,35 +26,19 @@ class FirstLayers(Static):
     Args:
         checkpoint: folder or hub name of the pre-trained encoder.
         layers: how many are kept.
-        max_length: tokens a row is cut at.
-        arguments: ``TrainingArguments`` over those of
-            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+        settings: those of :class:`~cascadebert.rivals.rival.Static`.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | PathLike[str],
-        layers: int,
-        *,
-        max_length: int = 128,
-        **arguments: Any,
-    ) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: str | PathLike[str], layers: int, **settings: Any) -> None:
+        super().__init__(checkpoint, **settings)
         self._layers = layers
-        self._max_length = max_length
-        self._arguments = arguments
 
     def fit(self, rows: Any) -> Self:
         checked = as_rows(rows, with_labels=True)
         with tempfile.TemporaryDirectory() as scratch:
-            tuned = fine_tune(
-                first_layers(self._checkpoint, self._layers, Path(scratch) / "encoder"),
-                checked,
-                Path(scratch) / "tuned",
-                max_length=self._max_length,
-                **self._arguments,
-            )
-            return self._adopt(*open_checkpoint(tuned, attention=None), self._max_length)
+            encoder = first_layers(self._checkpoint, self._layers, Path(scratch) / "encoder")
+            tuned = self._fine_tune(encoder, checked, Path(scratch) / "tuned")
+            return self._adopt(*open_checkpoint(tuned, attention=None))
 
 
 def first_layers(checkpoint: str | PathLike[str], layers: int, output: str | PathLike[str]) -> Path:

@@ -222,9 +222,7 @@ class MoEBERT(Static):
         experts, width, shared: see :func:`with_experts`.
         distillation_weight: lambda, of :func:`distillation_loss` beside the cross-entropy.
         importance_rows: training rows that the importance is taken over.
-        max_length: tokens a row is truncated at.
-        arguments: ``TrainingArguments`` over those of
-            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+        settings: those of :class:`~cascadebert.rivals.rival.Static`.
     """
 
     def __init__(
@@ -236,17 +234,15 @@ class MoEBERT(Static):
         shared: int = 512,
         distillation_weight: float = 5.0,
         importance_rows: int = 512,
-        max_length: int = 128,
-        **arguments: Any,
+        **settings: Any,
     ) -> None:
+        super().__init__(checkpoint, **settings)
         self._teacher: Any
         self._teacher, self._tokenizer = open_checkpoint(checkpoint, attention=None)
         self.labels = own_labels(self._teacher.config)
         self._shape = {"experts": experts, "width": width, "shared": shared}
         self._weight = distillation_weight
         self._importance_rows = importance_rows
-        self._max_length = max_length
-        self._arguments = arguments
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)
@@ -265,7 +261,7 @@ class MoEBERT(Static):
         )
         train(dense, data, collate, self._loss, self._arguments)
         self._teacher.cpu()
-        return self._adopt(dense, self._tokenizer, self._max_length)
+        return self._adopt(dense, self._tokenizer)
 
     def _loss(
         self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState

@@ -42,7 +42,6 @@ from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import HEADS, KINDS, Block, blocks
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint
-from cascadebert.training.fine_tuning import fine_tune
 
 
 class _Masked(nn.Module):
@@ -191,6 +190,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         self._pruning.update(1.0)
         self._pruning.finish()
+        del self._pruning
 
 
 class DPF(Static):
@@ -201,9 +201,7 @@ class DPF(Static):
         sparsity, structured, every, until: see :class:`PruningCallback`. Only what is pruned in a
             structured way gets smaller and faster.
         output: folder for the checkpoint with zeros in it, if that is to be kept.
-        max_length: tokens a row is cut at.
-        arguments: ``TrainingArguments`` over those of
-            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+        settings: those of :class:`~cascadebert.rivals.rival.Static`.
     """
 
     def __init__(
@@ -215,26 +213,21 @@ class DPF(Static):
         every: int = 16,
         until: float = 0.75,
         output: str | PathLike[str] | None = None,
-        max_length: int = 128,
-        **arguments: Any,
+        **settings: Any,
     ) -> None:
-        self._checkpoint = checkpoint
+        super().__init__(checkpoint, **settings)
         self._callback = PruningCallback(sparsity, structured=structured, every=every, until=until)
         self._output = output
-        self._max_length = max_length
-        self._arguments = arguments
 
     def fit(self, rows: Any) -> Self:
         with tempfile.TemporaryDirectory() as scratch:
-            tuned = fine_tune(
+            tuned = self._fine_tune(
                 self._checkpoint,
                 as_rows(rows, with_labels=True),
                 self._output or Path(scratch) / "tuned",
                 callbacks=[self._callback],
-                max_length=self._max_length,
-                **self._arguments,
             )
-            return self._adopt(*shrunk(tuned), self._max_length)
+            return self._adopt(*shrunk(tuned))
 
 
 def shrunk(

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from os import PathLike
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -22,6 +24,7 @@ from cascadebert.runtimes.torch import ModelRuntime
 from cascadebert.stage import TokenizedRows
 from cascadebert.training.checkpoints import maximum_length, model_inputs, own_labels
 from cascadebert.training.export import model_cost
+from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.outputs import bf16_is_fast
 
 
@@ -90,9 +93,23 @@ class Rival(ABC):
 
 
 class Static(Rival):
-    """A single classifier, which does the same for every row."""
+    """A single classifier, which does the same for every row.
+
+    Args:
+        checkpoint: folder or hub name of what it is made from.
+        max_length: tokens a row is cut at, where the model has so many positions.
+        arguments: ``TrainingArguments`` over those of
+            :func:`~cascadebert.training.fine_tuning.default_arguments`.
+    """
 
     _model: Any = None
+
+    def __init__(
+        self, checkpoint: str | PathLike[str], *, max_length: int = 128, **arguments: Any
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._max_length = max_length
+        self._arguments = arguments
 
     @property
     def knobs(self) -> Sequence[float]:
@@ -121,11 +138,23 @@ class Static(Rival):
         refuse_unfitted(self, self._model)
         return self._counted.row_flops(answers.tokens)
 
-    def _adopt(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Self:
+    def _fine_tune(
+        self,
+        encoder: str | PathLike[str],
+        rows: Rows,
+        folder: str | PathLike[str],
+        **options: Any,
+    ) -> Path:
+        """A checkpoint in ``folder``, trained with the arguments that were given."""
+        return fine_tune(
+            encoder, rows, folder, max_length=self._max_length, **options, **self._arguments
+        )
+
+    def _adopt(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Take a trained classifier as one's own."""
         self._model = model.cpu().eval().requires_grad_(False)
         self.labels = own_labels(model.config)
-        self._reading = Reading(model, tokenizer, max_length)
+        self._reading = Reading(model, tokenizer, self._max_length)
         self._counted: StageCost = model_cost(model, self._reading.inputs)
         self._runtime = ModelRuntime(in_fast_precision(model))
         return self
