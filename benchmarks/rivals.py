@@ -4,23 +4,25 @@
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
-Needs MPNet (``stages.py``) and the small stages (``speed.py train``). Rivals start from the same
-pre-trained MPNet and see the rows that it saw, for as many epochs at its learning rate; but
-COST-EFF gets twice as many in its four phases, and the second stage of DeeBERT, in which new
-classifiers are trained, ten times the learning rate. The small stages have recipes of their own
-(``training.py``).
+Needs MPNet (``stages.py``) and the small stages (``training.py run``, ``speed.py train``). Rivals
+see the rows that MPNet saw. Those of the first layers are trained for as many epochs as the small
+stages at their learning rate, the others for as many as MPNet at its, from the pre-trained MPNet.
+But MoEBERT starts from the fine-tuned one; DeeBERT has so many epochs in each of its two stages,
+and in the second, of new classifiers, ten times the learning rate; COST-EFF has half as many in
+each of its four phases. Nothing of this was searched for.
 
-All run in torch in bfloat16. A method's settings are chosen on the validation rows (of sst2 on
-those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a cascade fewer
-seconds. They answer the test rows, and are timed on some of these in turn with the whole model.
-What stands in the table at 2, 3 and 4 times is what two neighbouring settings reach if each gets
-so many rows that the time is right. What is finished is kept in ``checkpoints/rivals``; ``run``
-trains what is not.
+All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
+rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a
+cascade fewer seconds. They answer the test rows, and are timed on some of these in turn with the
+whole model. What stands in the table at 2, 3 and 4 times is what two neighbouring settings reach
+if each gets so many rows that the time is right. What is finished is kept in
+``checkpoints/rivals``; ``run`` trains what is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import itertools
 import json
@@ -45,6 +47,7 @@ from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning, TargetError
 from cascadebert.evaluation.bench_result import oracle
 from cascadebert.evaluation.metrics import dis
+from cascadebert.machine import machine_name
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
@@ -59,11 +62,13 @@ from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.scheduler import Prediction
 from cascadebert.stage import Stage, TransformerStage
+from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.parts import Parts, read_part
 from speed import validation_rows
 from stages import RECIPES, training_rows
 from training import ENCODERS, MAX_LENGTH, cell_part
 from training import PARTS as SMALL_PARTS
+from training import RECIPES as SMALL_RECIPES
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
 TASKS = ("sst2", "mrpc", "snli")
@@ -86,7 +91,7 @@ RIVALS: dict[str, Callable[..., Rival]] = {
 }
 # What those that the fine-tuned MPNet teaches call it.
 TAUGHT = {"first 3 layers, distilled": "teacher", "MoEBERT": "checkpoint"}
-# Over what MPNet's own training has: COST-EFF has four phases.
+# Over what MPNet's own training has.
 OWN_ARGUMENTS: dict[str, dict[str, float]] = {
     "DeeBERT": {"exit_learning_rate": 3e-4},
     "COST-EFF": {"epochs_a_phase": 0.5},
@@ -101,7 +106,7 @@ TRAINING_SETTINGS = ("task", "method", "rows", "arguments")
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 500
 ROUNDS = 3
-RUNTIME = "torch-bf16"
+RUNTIME = "torch-bf16" if bf16_is_fast() else "torch"
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,9 @@ class Job:
 
 def arguments_of(task: str, method: str, seed: int) -> dict[str, Any]:
     """The settings of MPNet's training, but for what the method needs otherwise."""
-    _, epochs, rate = RECIPES[task]["MPNet"]
+    # The small ones are trained as the small stages of the cascade are.
+    few = method.startswith("first")
+    _, epochs, rate = SMALL_RECIPES[task] if few else RECIPES[task]["MPNet"]
     own = dict(OWN_ARGUMENTS.get(method, {}))
     return {
         "max_length": MAX_LENGTH,
@@ -339,7 +346,7 @@ def cascade(job: Job) -> dict[str, Any]:
         except TargetError:
             settings["first stage alone"] = model_setting(task, made.alone(1))
             break
-        settings[f"{target:g}x"] = model_setting(task, made.with_thresholds(made.thresholds or ()))
+        settings[f"{target:g}x"] = model_setting(task, copy.copy(made))
     runs = made.run_stages(task.test)
     right = np.stack([task.right(run.logits.argmax(axis=1)) for run in runs])
     bound = oracle(right, np.array([run.seconds / len(task.test) for run in runs]))
@@ -385,7 +392,8 @@ def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> N
             def found(
                 result: Path, _: Path, make: Any = make, method: str = method, seed: int = seed
             ) -> None:
-                figures = make(Job(task, method, seed, whole))  # noqa: B023
+                own_seed = 0 if make in SEEDLESS else seed
+                figures = make(Job(task, method, own_seed, whole))  # noqa: B023
                 (result / "result.json").write_text(json.dumps(figures))
 
             PARTS.run(*part_of(name, method, seed), found)
@@ -410,6 +418,7 @@ def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
         "method": method,
         "rows": RECIPES[task]["MPNet"][0],
         "arguments": arguments_of(task, method, seed),
+        "machine": machine_name(),
         "speedups": SPEEDUPS,
         "validation_test_timed": (VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS),
     }
@@ -438,8 +447,7 @@ def seconds_before(task: str, method: str) -> float:
     spent = float(trained["seconds"])
     for name in CASCADES.get(method, (method,)):
         if name == MIDDLE:
-            part = PARTS.path(*part_of(task, MIDDLE, 0))
-            spent += json.loads((part / "result.json").read_text())["seconds"]
+            spent += trained(Task.read(task), MIDDLE, 0)[1]
         elif name in ENCODERS:
             cell = cell_part((task, name, "distillation", 0))
             spent += read_part(SMALL_PARTS.path(*cell)).seconds

@@ -201,6 +201,18 @@ class CascadeRecord:
             data_fingerprint=None,
         )
 
+    def untuned(self) -> CascadeRecord:
+        """The same cascade without thresholds."""
+        return dataclasses.replace(
+            self,
+            thresholds=None,
+            skip_thresholds=(),
+            abstain_threshold=0.0,
+            cost=None,
+            certificate=None,
+            data_fingerprint=None,
+        )
+
     def confidence_score(self) -> ConfidenceScore:
         return confidence_score(self.score, self.score_parameters)
 

@@ -44,7 +44,13 @@ from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
 from cascadebert.deferral.targets import MaxSecondsPerRow, Target
 from cascadebert.deferral.thresholds import choose_thresholds
-from cascadebert.errors import ArtifactError, CascadeWarning, InputError, MissingDependencyError
+from cascadebert.errors import (
+    ArtifactError,
+    CascadeWarning,
+    InputError,
+    LabelMismatchError,
+    MissingDependencyError,
+)
 from cascadebert.evaluation.model_card import model_card
 from cascadebert.machine import machine_name
 from cascadebert.runtimes import AUTO, refuse_unknown_runtime, runtime_for, runtime_versions
@@ -277,10 +283,27 @@ class Cascade:
         return other
 
     def with_stages(self, stages: Sequence[Stage]) -> Cascade:
-        """The same cascade of these loaded stages, and of what their records say.
+        """A cascade of other loaded stages, without thresholds: tune it.
 
-        Thresholds and what was promised of them are kept: where the answers are others, tune anew.
+        Raises:
+            InputError: no stages.
+            LabelMismatchError: a stage that gives logits in another order than this cascade.
         """
+        if not stages:
+            raise InputError("a cascade needs a stage at least")
+        for stage in stages:
+            if list(stage.logit_labels) != list(self.labels):
+                raise LabelMismatchError(
+                    f"stage '{stage.name}' gives logits for {list(stage.logit_labels)}, this "
+                    f"cascade has {list(self.labels)}; take a stage of this cascade, or build one"
+                )
+        other = self._with_stages(stages)
+        other._record = other._record.untuned()
+        other.policy = None
+        return other
+
+    def _with_stages(self, stages: Sequence[Stage]) -> Cascade:
+        """The same cascade of these stages, and of what their records say."""
         other = copy.copy(self)
         other.stages = tuple(stages)
         records = tuple(stage.record for stage in stages)
@@ -395,7 +418,7 @@ class Cascade:
                 stacklevel=2,
             )
         calibrated = self._calibrated(fitted).stages
-        tuned = self.with_stages([stage.with_runtime() for stage in calibrated])
+        tuned = self._with_stages([stage.with_runtime() for stage in calibrated])
         self.stages = tuned.stages
         self._record = dataclasses.replace(
             tuned._record, score=score, score_parameters=policy.score.parameters
@@ -436,7 +459,7 @@ class Cascade:
             stages.append(stage.with_speed(measure_speed(stage, checked)))
             if progress:
                 progress(1)
-        measured = self.with_stages(stages)
+        measured = self._with_stages(stages)
         self.stages, self._record = measured.stages, measured._record
 
     def run_stages(self, rows: Rows, *, progress: Progress | None = None) -> list[StageRun]:
@@ -518,7 +541,7 @@ class Cascade:
     def _calibrated(self, calibrations: Sequence[Calibration | None]) -> Cascade:
         """The same loaded stages under other calibrations."""
         pairs = zip(self.stages, calibrations, strict=True)
-        return self.with_stages([stage.with_calibration(own) for stage, own in pairs])
+        return self._with_stages([stage.with_calibration(own) for stage, own in pairs])
 
     def label_ids(self, rows: Rows) -> NDArray[np.int64]:
         """Class index of each row's label.

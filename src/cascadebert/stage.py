@@ -196,6 +196,11 @@ class Stage(ABC):
         return self.record.name
 
     @property
+    def logit_labels(self) -> tuple[str, ...]:
+        """The labels in the order of the logits that come out."""
+        return tuple(self.record.labels[column] for column in self._columns)
+
+    @property
     @abstractmethod
     def reading(self) -> object:
         """Equal for stages whose :meth:`tokenize` gives the same."""
@@ -206,10 +211,9 @@ class Stage(ABC):
 
     def with_labels(self, labels: Sequence[str]) -> Self:
         """The same stage for a model that has the same labels in another order."""
-        names = [self.record.labels[column] for column in self._columns]
         other = copy.copy(self)
         other.record = dataclasses.replace(self.record, labels=tuple(labels))
-        other._columns = [other.record.labels.index(name) for name in names]
+        other._columns = [other.record.labels.index(name) for name in self.logit_labels]
         return other
 
     def with_runtime(self) -> Stage:

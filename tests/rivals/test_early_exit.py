@@ -17,7 +17,7 @@ from cascadebert.errors import InputError
 from cascadebert.rivals.berxit import BERxiT, CertainNetwork, _alternating, rightness
 from cascadebert.rivals.blocks import ARCHITECTURES
 from cascadebert.rivals.deebert import DeeBERT, entropy
-from cascadebert.rivals.early_exit import EarlyExit, exit_losses, layers_speedup
+from cascadebert.rivals.early_exit import EarlyExit, exit_losses
 from cascadebert.rivals.first_layers import first_layers
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.pabee import PABEE
@@ -119,7 +119,7 @@ def test_training_then_no_exits_then_all_of_them(
     assert (never.layer == rival.network.depth).all()
     recording = rival.record(ROWS)
     np.testing.assert_array_equal(never.logits, recording.logits[-1])
-    assert layers_speedup(never, rival.network.depth) == 1
+    assert rival.layers_speedup(recording, slow) == 1
     knobs = [*rival.knobs[::13], fast]
     depths = [rival.predict(ROWS, knob).layer.mean() for knob in knobs]
     assert depths == sorted(depths, reverse=True)
@@ -137,10 +137,10 @@ def test_training_then_no_exits_then_all_of_them(
 @pytest.mark.parametrize("method", METHODS)
 def test_the_knob_for_a_speed(method: type[EarlyExit], checkpoints: dict[str, Path]) -> None:
     rival = method(checkpoints["xlm-roberta"], **SHORT).fit(ROWS)
-    recording, depth = rival.record(ROWS), rival.network.depth
-    tried = np.unique([layers_speedup(rival.replay(recording, k), depth) for k in rival.knobs])
+    recording = rival.record(ROWS)
+    tried = np.unique([rival.layers_speedup(recording, knob) for knob in rival.knobs])
     for target in (0.5, *tried, 99.0):
-        found = layers_speedup(rival.replay(recording, rival.knob_for(recording, target)), depth)
+        found = rival.layers_speedup(recording, rival.knob_for(recording, target))
         # At least as near as any knob of the grid.
         assert abs(found - target) <= np.abs(tried - target).min() + 1e-9
 
@@ -192,7 +192,7 @@ def test_certainty_of_the_right_sign(checkpoints: dict[str, Path]) -> None:
         assert (network.certain.bias.grad.item() < 0) == right
     rival = BERxiT(checkpoints["bert"], **SHORT).fit(ROWS)
     for bias, layer in ((20.0, 1), (-20.0, 2)):
-        torch.nn.init.constant_(rival._fast.certain.bias, bias)
+        torch.nn.init.constant_(rival.fast.certain.bias, bias)
         assert (rival.predict(ROWS, 0.5).layer == layer).all()
     logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]]])
     assert rightness(logits, torch.tensor([0, 0])).tolist() == [[1.0, 0.0]]

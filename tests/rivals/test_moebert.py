@@ -22,7 +22,7 @@ from cascadebert.rivals.moebert import (
     importances,
     with_experts,
 )
-from conftest import CORPUS, inputs_of
+from conftest import CORPUS, LABELS, inputs_of
 
 NAMES = ("bert", "mpnet", "roberta")
 
@@ -127,7 +127,7 @@ def test_training(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["mpnet"]
     often = {"per_device_train_batch_size": 8, "learning_rate": 1e-3}
     rival = MoEBERT(folder, experts=2, width=24, shared=16, num_train_epochs=1, **often)
-    rows = Rows(CORPUS * 4, None, [rival.labels[i % 3] for i in range(4 * len(CORPUS))])
+    rows = Rows(CORPUS * 4, None, [LABELS[i % 3] for i in range(4 * len(CORPUS))])
     rival.fit(rows)
     experts = blocks(rival.model.base_model)[0].down.dense
     assert experts.up_weight.shape == (2, 24, 32)

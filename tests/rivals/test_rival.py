@@ -25,10 +25,12 @@ from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.pruning import DPF
 from cascadebert.rivals.rival import Rival, Static
 from cascadebert.rivals.shallow_deep import ShallowDeep
-from conftest import CORPUS, LABELS, inputs_of
+from cascadebert.training.export import count_flops
+from conftest import CORPUS, LABELS, MAX_TOKENS, inputs_of
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
 TEXTS = CORPUS * 6
+INPUTS = ("input_ids", "attention_mask")
 SHORT = {"num_train_epochs": 1, "per_device_train_batch_size": 16}
 
 Make = Callable[[Path], Rival]
@@ -109,16 +111,50 @@ def test_a_knob_that_means_nothing_is_refused(
         with pytest.raises(InputError, match=f"knows no knob of {knob}; give"):
             trained.predict(TEXTS, knob)
     with torch.no_grad():
-        trained._fast.exits[0].out.bias[0] = float("nan")
-        trained._fast.exits[1].out.bias[0] = float("nan")
+        trained.fast.exits[0].out.bias[0] = float("nan")
+        trained.fast.exits[1].out.bias[0] = float("nan")
     with pytest.raises(CascadeError, match="gave logits that are not finite for row 0"):
         trained.predict(TEXTS)
 
 
 def test_rows_are_cut_at_what_the_encoder_reads(checkpoints: dict[str, Path]) -> None:
     rows = Rows([*CORPUS, "word " * 500], None, [LABELS[i % 3] for i in range(len(CORPUS) + 1)])
-    rival = PABEE(checkpoints["bert"], max_length=4096, **SHORT).fit(rows)
-    assert rival.predict(rows).tokens.max() == 64
+    folder = checkpoints["bert"]
+    for rival, most in (
+        (PABEE(folder, max_length=4096, **SHORT), 64),
+        (FirstLayers(folder, 1, max_length=4096, **SHORT), 64),
+        (Distilled(folder, folder, max_length=4096, **SHORT), 64),
+        # A fine-tuned model's own tokenizer says how long its rows were.
+        (MoEBERT(folder, experts=2, width=24, shared=16, max_length=4096, **SHORT), MAX_TOKENS),
+    ):
+        assert rival.fit(rows).predict(rows).tokens.max() == most
+
+
+@pytest.mark.parametrize("name", ["PABEE", "first layers", "MoEBERT"])
+def test_operations_of_attention_are_counted(name: str, checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["bert"]
+    rival = MAKERS[name](folder).fit(ROWS)
+    answers = rival.predict(TEXTS)
+    rival.model.network.encoder.set_attn_implementation("eager") if name == "PABEE" else (
+        rival.model.set_attn_implementation("eager")
+    )
+    with FlopCounterMode(display=False) as counter:
+        rival.model(**inputs_of(folder, TEXTS[:1]))
+    expected = counter.get_total_flops()
+    assert rival.cost(answers)[0] == pytest.approx(expected, rel=0.1 if name == "PABEE" else 1e-6)
+    assert count_flops(lambda example: rival.model(**example), INPUTS)[2] > 0
+
+
+@pytest.mark.parametrize("name", ["PABEE", "MoEBERT"])
+def test_a_training_that_failed_leaves_nothing_to_predict_with(
+    name: str, checkpoints: dict[str, Path]
+) -> None:
+    rival = MAKERS[name](checkpoints["bert"]).fit(ROWS)
+    rival._arguments["optim"] = "no such optimiser"
+    with pytest.raises(ValueError, match="no such optimiser"):
+        rival.fit(ROWS)
+    with pytest.raises(InputError, match="is not trained yet"):
+        rival.predict(TEXTS)
 
 
 def test_a_static_rival_has_no_knob(checkpoints: dict[str, Path]) -> None:

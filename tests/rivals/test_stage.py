@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert import Cascade, MinAgreement, Rows
-from cascadebert.errors import ArtifactError, LabelMismatchError
+from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.moebert import with_experts
+from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.pruning import Pruning, shrink
 from cascadebert.rivals.stage import as_stage
 from conftest import CORPUS, LABELS
@@ -53,6 +54,9 @@ def test_a_rival_in_the_middle(
     own = [second.record.labels.index(label) for label in cascade.labels]
     np.testing.assert_allclose(found, expected[:, own], rtol=1e-3, atol=1e-4)
     assert middle.record.cost.flops[1] < second.record.cost.flops[1]
+    assert middle.runtime == "torch"
+    assert cascade.thresholds is None
+    assert cascade.fingerprint != cascade.with_stages([first, second, last]).fingerprint
     cascade.tune(ROWS, MinAgreement(0.5), None)
     cascade.thresholds = (0.5, 0.5)
     out = cascade.predict(ROWS)
@@ -67,7 +71,7 @@ def test_a_slender_network_with_exits_in_the_middle(checkpoints: dict[str, Path]
     folder = checkpoints["mpnet"]
     labels = [LABELS[i % 3] for i in range(len(ROWS))]
     rival = COSTEFF(folder, embedding_rank=8, prunes=1, num_train_epochs=1)
-    rival.fit(Rows(ROWS.texts, None, labels))
+    rival.fit(Rows([f"{text} indeed" for text in ROWS.texts], None, labels))
     cascade = Cascade.from_stages([checkpoints["distilbert"], folder, folder])
     first, second, last = cascade.stages
     middle = as_stage(second, rival.model, "slender")
@@ -93,3 +97,25 @@ def test_labels_are_read_in_the_order_of_the_model(checkpoints: dict[str, Path])
     turned.config.id2label = {0: "other", 1: "names", 2: "here"}
     with pytest.raises(LabelMismatchError, match="train the model on the labels of the stage"):
         as_stage(stage, turned, "other")
+
+
+def test_a_stage_of_another_cascade_is_refused(checkpoints: dict[str, Path]) -> None:
+    cascade = Cascade.from_stages([checkpoints["mpnet"]])
+    (other,) = cascade.stages
+    turned = copy.copy(other)
+    turned._columns = turned._columns[::-1]
+    with pytest.raises(LabelMismatchError, match="take a stage of this cascade"):
+        cascade.with_stages([turned])
+    with pytest.raises(InputError, match="a cascade needs a stage"):
+        cascade.with_stages([])
+
+
+def test_rows_that_a_rival_was_trained_on_certify_nothing(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["mpnet"]
+    rows = Rows(ROWS.texts, None, [LABELS[i % 3] for i in range(len(ROWS))])
+    rival = PABEE(folder, num_train_epochs=1).fit(rows)
+    cascade = Cascade.from_stages([folder, folder])
+    first, last = cascade.stages
+    cascade = cascade.with_stages([as_stage(first, rival.model, "rival"), last])
+    with pytest.raises(InputError, match="trained on"):
+        cascade.tune(rows, MinAgreement(0.5))

@@ -291,8 +291,10 @@ class Search:
         stages = range(len(best.thresholds.skips))
         skips = [Knob("skips", k) for k in stages if best.thresholds.exits[k] < NEVER_EXIT]
         other = self._polish(best, [*skips, *self._knobs])
-        missed, cost, *_ = self.rank_of(other)
-        pays = cost < self.rank_of(best)[1] - _SKIPPING_PAYS * abs(best.cost)
+        missed, left, *_ = self.rank_of(other)
+        # Of the cost, or of the accuracy, whichever the targets leave open.
+        before = self.rank_of(best)[1]
+        pays = left < before - _SKIPPING_PAYS * abs(before)
         return other if missed == 0 and pays else best
 
     def _polish(self, best: Point, knobs: Sequence[Knob], pairs: bool = False) -> Point:

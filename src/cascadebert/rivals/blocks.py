@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +104,12 @@ class Block:
         self.attention.all_head_size = len(at)
         if self.names[0] == "q":
             # MPNet adds a bias that every layer shares, one a head.
-            self.attention.register_forward_pre_hook(partial(_bias_of, torch.tensor(kept)))
+            heads = torch.tensor(kept)
+            before = getattr(self.attention, "kept_heads", None)
+            if before is None:
+                self.attention.register_forward_pre_hook(_own_bias)
+            own = heads if before is None else before[heads.to(before.device)]
+            self.attention.register_buffer("kept_heads", own, persistent=False)
 
     def keep_columns(self, kept: Tensor) -> None:
         """Leave only these columns of the feed-forward network, int64 of shape (kept,)."""
@@ -144,9 +148,9 @@ def refuse_other_architecture(name: str) -> None:
         )
 
 
-def _bias_of(heads: Tensor, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of MPNet's attention, with the bias of these heads alone."""
-    return (*given[:2], given[2][:, heads], *given[3:])
+def _own_bias(attention: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of MPNet's attention, with the bias of the heads that are left."""
+    return (*given[:2], given[2][:, attention.kept_heads], *given[3:])
 
 
 def _weight_times_gradient(linear: nn.Linear) -> Tensor:

@@ -35,7 +35,7 @@ class DeeBERT(EarlyExit):
         settings: those of :class:`EarlyExit`.
     """
 
-    knobs = (0.0, *np.geomspace(1e-5, 5.0, 80).tolist())
+    knobs = (0.0, *np.geomspace(1e-5, 20.0, 80).tolist())
 
     def __init__(
         self,

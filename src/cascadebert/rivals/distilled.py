@@ -49,6 +49,7 @@ class Distilled(Static):
 
     def fit(self, rows: Any) -> Self:
         checked = as_rows(rows, with_labels=True)
+        self._model = None
         labels = own_labels(open_config(fspath(self._teacher)))
         with tempfile.TemporaryDirectory() as scratch:
             encoder = self._checkpoint

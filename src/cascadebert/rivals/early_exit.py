@@ -76,7 +76,7 @@ class EarlyExit(Rival):
     Args:
         checkpoint: folder or hub name of a pre-trained encoder.
         layers: that are kept, from the first; by default all.
-        regression: whether labels are numbers.
+        regression: whether labels are numbers, written as strings.
         max_length: tokens a row is cut at, where the encoder has so many positions.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`, for each phase.
@@ -94,6 +94,7 @@ class EarlyExit(Rival):
     knob_range = (0.0, float("inf"))
     """The least and the largest knob that mean something."""
 
+    _trained = False
     _fast: Any = None
 
     def __init__(
@@ -133,6 +134,7 @@ class EarlyExit(Rival):
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)
+        self._trained, self._fast = False, None
         self.labels = [] if self._regression else label_order(rows, None)
         torch.manual_seed(int(self._arguments.get("seed", 0)))
         # The head of the classifier is thrown away, whatever its labels: each exit has its own.
@@ -150,18 +152,29 @@ class EarlyExit(Rival):
             count_flops(run, self._reading.inputs)
             for run in (self.network.begin, lambda example: self.network(**example))
         )
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self._fast = in_fast_precision(self.network).to(device)
+        self.network.encoder.config.trained_on = rows.texts_fingerprint()
+        self._trained = True
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_fast": None}
+
+    @property
+    def fast(self) -> Any:
+        """The network as it answers: on the accelerator, in bfloat16 where that is fast."""
+        refuse_unfitted(self, self._trained)
+        if self._fast is None:
+            device = torch.accelerator.current_accelerator() or torch.device("cpu")
+            self._fast = in_fast_precision(self.network).to(device)
+        return self._fast
 
     @property
     def model(self) -> LastExit:
-        refuse_unfitted(self, self._fast)
+        refuse_unfitted(self, self._trained)
         return LastExit(self.network)
 
     def predict(self, rows: Any, knob: float | None = None) -> Answers:
-        refuse_unfitted(self, self._fast)
-        checked = as_rows(rows)
+        network, checked = self.fast, as_rows(rows)
         knob = self.knobs[0] if knob is None else knob
         least, most = self.knob_range
         if not least <= knob <= most:
@@ -169,11 +182,11 @@ class EarlyExit(Rival):
                 f"{type(self).__name__} knows no knob of {knob}; give {least:g} to {most:g}, "
                 f"of which {self.knobs[0]:g} is slow and {self.knobs[-1]:g} fast"
             )
-        return self._through(checked, self.leaves(self._fast, knob, len(checked)))
+        return self._through(checked, self.leaves(network, knob, len(checked)))
 
     def cost(self, answers: Answers) -> NDArray[np.float64]:
         """See :meth:`Rival.cost`; an exit belongs to its layer."""
-        refuse_unfitted(self, self._fast)
+        refuse_unfitted(self, self._trained)
         before, whole = (
             np.vander(answers.tokens, 3, increasing=True) @ np.array(counted, dtype=np.float64)
             for counted in (self._before, self._whole)
@@ -183,11 +196,11 @@ class EarlyExit(Rival):
 
     def _through(self, rows: Rows, leaves: Leaves) -> Answers:
         """Checked rows through the network with any rule."""
-        on_cpu = next(self._fast.parameters()).device.type == "cpu"
+        on_cpu = next(self.fast.parameters()).device.type == "cpu"
         if on_cpu:
             torch.set_num_threads(usable_cores())
         answers = run_with_exits(
-            self._fast,
+            self.fast,
             self._reading(rows),
             self._reading.padding,
             leaves,
@@ -199,8 +212,7 @@ class EarlyExit(Rival):
 
     def record(self, rows: Any) -> Recording:
         """What every exit says of every row."""
-        refuse_unfitted(self, self._fast)
-        network, rows = self._fast, as_rows(rows)
+        network, rows = self.fast, as_rows(rows)
         logits = np.empty((network.depth, len(rows), network.outputs), np.float32)
         states = np.empty((network.depth - 1, len(rows), network.width), np.float32)
 
@@ -216,8 +228,8 @@ class EarlyExit(Rival):
     def replay(self, recording: Recording, knob: float) -> Answers:
         """What :meth:`predict` would answer but for rounding, without running anything."""
         layers, rows, _ = recording.logits.shape
-        leaves = self.leaves(self._fast, knob, rows)
-        like = next(self._fast.parameters())
+        leaves = self.leaves(self.fast, knob, rows)
+        like = next(self.fast.parameters())
         layer = np.full(rows, layers, dtype=np.int64)
         here = np.arange(rows)
         with torch.inference_mode():
@@ -239,18 +251,20 @@ class EarlyExit(Rival):
             recording: of rows like those to come.
             speedup: layers of the network over the mean of those that a row goes through.
         """
-
-        def reached(knob: float) -> float:
-            return layers_speedup(self.replay(recording, knob), self.network.depth)
-
         slow, fast = float(self.knobs[0]), float(self.knobs[-1])
         for _ in range(_HALVINGS):
             middle = (slow + fast) / 2
-            if reached(middle) < speedup:
+            if self.layers_speedup(recording, middle) < speedup:
                 slow = middle
             else:
                 fast = middle
-        return min((slow, fast), key=lambda knob: abs(reached(knob) - speedup))
+        return min(
+            (slow, fast), key=lambda knob: abs(self.layers_speedup(recording, knob) - speedup)
+        )
+
+    def layers_speedup(self, recording: Recording, knob: float) -> float:
+        """Layers of the network over the mean of those that recorded rows go through."""
+        return float(self.network.depth / self.replay(recording, knob).layer.mean())
 
     def batches(self, rows: Rows, most: int, batch_size: int = 16) -> Iterator[dict[str, Tensor]]:
         """Some of the labelled rows, evenly drawn, as a loss takes them, with ``labels``."""
@@ -300,11 +314,6 @@ def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return functional.mse_loss(logits[:, 0], labels.float())
     return functional.cross_entropy(logits, labels)
-
-
-def layers_speedup(answers: Answers, depth: int) -> float:
-    """Layers of the whole network over the mean of those that rows went through."""
-    return float(depth / answers.layer.mean())
 
 
 def _numbers(rows: Rows) -> list[np.float32]:

@@ -35,6 +35,7 @@ class FirstLayers(Static):
 
     def fit(self, rows: Any) -> Self:
         checked = as_rows(rows, with_labels=True)
+        self._model = None
         with tempfile.TemporaryDirectory() as scratch:
             encoder = first_layers(self._checkpoint, self._layers, Path(scratch) / "encoder")
             tuned = self._fine_tune(encoder, checked, Path(scratch) / "tuned")

@@ -50,11 +50,13 @@ def train(
         trainer.own_loss = loss
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    # Training in 16 bits leaves a forward of its own before that of the class.
-    for name in ("forward", "_original_forward"):
-        vars(model).pop(name, None)
-    model.cpu()
+        try:
+            trainer.train()
+        finally:
+            # Training in 16 bits leaves a forward of its own before that of the class.
+            for name in ("forward", "_original_forward"):
+                vars(model).pop(name, None)
+            model.cpu()
 
 
 class _LossTrainer(RowTrainer):

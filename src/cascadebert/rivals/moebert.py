@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from cascadebert.data import as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
 from cascadebert.rivals.fitting import train
-from cascadebert.rivals.rival import Static
+from cascadebert.rivals.rival import Reading, Static
 from cascadebert.training.checkpoints import open_checkpoint, own_labels
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.fine_tuning import label_order
@@ -40,7 +41,7 @@ from cascadebert.training.fine_tuning import label_order
 HASH_SEED = 0
 
 
-class Routes:
+class Routes(nn.Module):
     """Which expert each token of the batch at hand goes to.
 
     Args:
@@ -48,17 +49,21 @@ class Routes:
         experts: number of experts.
     """
 
+    of_token: Tensor
+
     def __init__(self, vocabulary: int, experts: int) -> None:
+        super().__init__()
         generator = torch.Generator().manual_seed(HASH_SEED)
         # Every expert gets as many ids as any other, give or take one.
         order = torch.randperm(vocabulary, generator=generator)
-        self._of_token = torch.empty(vocabulary, dtype=torch.int64)
-        self._of_token[order] = torch.arange(vocabulary) % experts
+        of_token = torch.empty(vocabulary, dtype=torch.int64)
+        of_token[order] = torch.arange(vocabulary) % experts
+        self.register_buffer("of_token", of_token, persistent=False)
         self.current: Tensor | None = None
 
     def read(self, input_ids: Tensor) -> None:
         """Take up a batch, int64 of shape (rows, tokens)."""
-        self.current = self._of_token.to(input_ids.device)[input_ids]
+        self.current = self.of_token[input_ids]
 
 
 class Experts(nn.Module):
@@ -237,37 +242,44 @@ class MoEBERT(Static):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, **settings)
-        self._teacher: Any
-        self._teacher, self._tokenizer = open_checkpoint(checkpoint, attention=None)
-        self.labels = own_labels(self._teacher.config)
         self._shape = {"experts": experts, "width": width, "shared": shared}
         self._weight = distillation_weight
         self._importance_rows = importance_rows
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)
-        data = Encoder(self._tokenizer, label_order(rows, self.labels), self._max_length)(rows, {})
-        collate = Collator(self._tokenizer)
+        self._model = None
+        teacher: Any
+        teacher, tokenizer = open_checkpoint(self._checkpoint, attention=None)
+        names = label_order(rows, own_labels(teacher.config))
+        most = Reading(teacher, tokenizer, self._max_length).most
+        data = Encoder(tokenizer, names, most)(rows, {})
+        collate = Collator(tokenizer)
         some = evenly(len(data), self._importance_rows).tolist()
         batches = [
             {name: ids for name, ids in collate([data[i]]).items() if name != "row"} for i in some
         ]
-        dense: Any = copy.deepcopy(self._teacher).requires_grad_(True)
+        dense = copy.deepcopy(teacher).requires_grad_(True)
         found = importances(dense, batches)
         setattr(
             dense,
             dense.base_model_prefix,
             with_experts(dense.base_model, found, **self._shape),
         )
-        train(dense, data, collate, self._loss, self._arguments)
-        self._teacher.cpu()
-        return self._adopt(dense, self._tokenizer)
+        train(dense, data, collate, partial(self._loss, teacher), self._arguments)
+        dense.config.trained_on = rows.texts_fingerprint()
+        return self._adopt(dense, tokenizer)
 
     def _loss(
-        self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, _: TrainerState
+        self,
+        teacher: Any,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        labels: Tensor,
+        _: TrainerState,
     ) -> Tensor:
         with torch.no_grad():
-            taught = self._teacher.to(labels.device)(**inputs, output_hidden_states=True)
+            taught = teacher.to(labels.device)(**inputs, output_hidden_states=True)
         own = model(**inputs, output_hidden_states=True)
         apart = distillation_loss(
             own.logits,

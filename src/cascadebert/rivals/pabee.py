@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerState
 
-from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
+from cascadebert.rivals.early_exit import EarlyExit, Phase, Recording, exit_losses
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 from cascadebert.rivals.rival import refuse_unfitted
@@ -49,8 +49,12 @@ class PABEE(EarlyExit):
 
     @property
     def knobs(self) -> Sequence[float]:
-        refuse_unfitted(self, self._fast)
+        refuse_unfitted(self, self._trained)
         return range(self.network.depth, 0, -1)
+
+    def knob_for(self, recording: Recording, speedup: float) -> float:
+        """The patience that comes nearest; see :meth:`EarlyExit.knob_for`."""
+        return min(self.knobs, key=lambda knob: abs(self.layers_speedup(recording, knob) - speedup))
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(_weighted),)

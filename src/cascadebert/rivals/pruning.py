@@ -220,6 +220,7 @@ class DPF(Static):
         self._output = output
 
     def fit(self, rows: Any) -> Self:
+        self._model = None
         with tempfile.TemporaryDirectory() as scratch:
             tuned = self._fine_tune(
                 self._checkpoint,

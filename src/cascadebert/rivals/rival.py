@@ -103,6 +103,7 @@ class Static(Rival):
     """
 
     _model: Any = None
+    _runtime: ModelRuntime | None = None
 
     def __init__(
         self, checkpoint: str | PathLike[str], *, max_length: int = 128, **arguments: Any
@@ -117,8 +118,18 @@ class Static(Rival):
 
     @property
     def model(self) -> Any:
-        refuse_unfitted(self, self._model)
+        refuse_unfitted(self, self._model is not None)
         return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_runtime": None}
+
+    @property
+    def _running(self) -> ModelRuntime:
+        """The model as it answers: on the accelerator, in bfloat16 where that is fast."""
+        if self._runtime is None:
+            self._runtime = ModelRuntime(in_fast_precision(self._model))
+        return self._runtime
 
     def predict(self, rows: Any, knob: float | None = None) -> Answers:
         model, checked = self.model, as_rows(rows)
@@ -126,16 +137,16 @@ class Static(Rival):
             raise InputError(f"{type(self).__name__} has one setting only; leave knob={knob} out")
         tokens = self._reading(checked)
         logits = np.empty((len(checked), model.config.num_labels), dtype=np.float32)
-        budget = self._runtime.token_budgets[1]
+        budget = self._running.token_budgets[1]
         for positions in token_batches(tokens.lengths, budget, self._reading.most):
             batch = tokens.batch(positions, self._reading.padding, self._reading.most)
-            logits[positions] = self._runtime(batch)()
+            logits[positions] = self._running(batch)()
         refuse_not_finite(self, logits)
         layer = np.full(len(checked), model.config.num_hidden_layers, dtype=np.int64)
         return Answers(logits, layer, tokens.lengths)
 
     def cost(self, answers: Answers) -> NDArray[np.float64]:
-        refuse_unfitted(self, self._model)
+        refuse_unfitted(self, self._model is not None)
         return self._counted.row_flops(answers.tokens)
 
     def _fine_tune(
@@ -156,7 +167,7 @@ class Static(Rival):
         self.labels = own_labels(model.config)
         self._reading = Reading(model, tokenizer, self._max_length)
         self._counted: StageCost = model_cost(model, self._reading.inputs)
-        self._runtime = ModelRuntime(in_fast_precision(model))
+        self._runtime = None
         return self
 
 
@@ -207,10 +218,15 @@ def in_fast_precision(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
 
 
-def refuse_unfitted(rival: Rival, trained: object) -> None:
+def refuse_unfitted(rival: Rival, trained: bool) -> None:
     """Refuse a rival that has nothing trained yet."""
-    if trained is None:
+    if not trained:
         raise InputError(f"{type(rival).__name__} is not trained yet; call fit first")
+
+
+def runtime_of(model: torch.nn.Module) -> str:
+    """What the runtime of a model in memory is called."""
+    return "torch-bf16" if next(model.parameters()).dtype == torch.bfloat16 else "torch"
 
 
 def refuse_not_finite(rival: Rival, logits: NDArray[np.float32]) -> None:

@@ -14,15 +14,16 @@ Such a cascade predicts and is tuned and evaluated as any other, but cannot be s
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
+from cascadebert.artifact import TOKENIZER_FILE
 from cascadebert.errors import LabelMismatchError
-from cascadebert.rivals.rival import in_fast_precision
+from cascadebert.rivals.rival import in_fast_precision, runtime_of
 from cascadebert.runtimes.torch import ModelRuntime
 from cascadebert.stage import TransformerStage
 from cascadebert.training.checkpoints import own_labels
 from cascadebert.training.export import model_cost
-from cascadebert.training.outputs import bf16_is_fast
 
 
 def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage:
@@ -49,11 +50,24 @@ def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage
         made.record,
         name=name,
         cost=model_cost(model.eval(), stage.record.inputs),
+        files={TOKENIZER_FILE: stage.record.files[TOKENIZER_FILE], "memory": hash_of(model)},
         calibration=None,
         speed=None,
+        trials=(),
+        trained_on=getattr(model.config, "trained_on", None),
+        quantised_on=None,
     )
     made.in_memory = True
-    made.model = ModelRuntime(in_fast_precision(model))
+    fast = in_fast_precision(model)
+    made.model, made.runtime = ModelRuntime(fast), runtime_of(fast)
     made.token_budgets = made.model.token_budgets
-    made.runtime = "torch-bf16" if bf16_is_fast() else "torch"
     return made
+
+
+def hash_of(model: Any) -> str:
+    """SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weights.shape)}".encode())
+        digest.update(weights.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -30,6 +30,7 @@ from transformers import (
 
 from cascadebert.data import Rows, as_rows
 from cascadebert.errors import ArtifactError, InputError, TrainingError
+from cascadebert.training.checkpoints import maximum_length
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.logs import quiet, quiet_transformers
@@ -77,7 +78,7 @@ def fine_tune(
         teacher: what the last stage says of each row, for the loss "distillation".
         eval_rows: held-out rows for the evaluations that ``args`` ask for.
         paired_batches: whether every batch gets rows of two difficulties.
-        max_length: tokens a row is truncated at.
+        max_length: tokens a row is truncated at, where the encoder has so many positions.
         args: all of the Trainer's settings. Its checkpoints go to ``args.output_dir``.
         resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one.
         row_numbers: what messages call the rows; by default their places in ``rows``.
@@ -114,6 +115,8 @@ def fine_tune(
         # The head is drawn when the model is made, before the Trainer sets its own seed.
         torch.manual_seed(args.seed)
         model, tokenizer = open_encoder(checkpoint, names, max_length)
+        # The tokenizer knows what is asked for, the model how many positions it has.
+        max_length = maximum_length(model, tokenizer, None)
         columns: dict[str, Any] = {}
         if objective.needs_difficulty:
             columns["difficulty"] = np.asarray(difficulty, dtype=np.float32)

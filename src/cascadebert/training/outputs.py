@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert.batching import token_batches
 from cascadebert.data import Rows
+from cascadebert.training.checkpoints import maximum_length
 from cascadebert.training.distillation import first_token_states, matched_layers
 from cascadebert.training.logs import quiet
 
@@ -45,7 +46,7 @@ def outputs_of(
     Args:
         checkpoint: a fine-tuned classifier.
         rows: the rows.
-        max_length: tokens a row is truncated at.
+        max_length: tokens a row is truncated at, where the model has so many positions.
         state_layers: number of layers of a student whose matching states are wanted too.
         progress: called with the number of rows after each batch.
     """
@@ -54,6 +55,7 @@ def outputs_of(
             checkpoint, dtype=torch.float32, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    max_length = maximum_length(model, tokenizer, None)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = model.eval().to(device)
     layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
