@@ -56,7 +56,10 @@ def test_logits_are_those_of_transformers(
 ) -> None:
     expected = transformers_logits(checkpoints[name], rows, nine.labels)
     logits = nine.stages[NAMES.index(name)].run_all(rows).logits
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    # Rounding grows with the numbers that are rounded.
+    np.testing.assert_allclose(
+        logits, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max()))
+    )
     assert np.ptp(expected, axis=0).max() > 1e-2, "the rows should not all look alike"
 
 

@@ -289,11 +289,14 @@ def test_nobody_is_left_when_it_is_broken_off(cascade: Cascade) -> None:
 
 
 def test_no_part_of_a_command_is_left_when_it_is_broken_off(tmp_path: Path) -> None:
+    # A test run in the background is not interrupted otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         Command("sleep 61.23 | cat; true", ROWS, tmp_path).run(8)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 10
     while any("61.23" in (one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])):
         assert time.monotonic() < deadline
