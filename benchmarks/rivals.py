@@ -443,8 +443,8 @@ def seconds_before(task: str, method: str) -> float:
     """
     if method not in (*CASCADES, *COMPLETE, *TAUGHT):
         return 0.0
-    trained = json.loads((whole_of(task) / "training.json").read_text())
-    spent = float(trained["seconds"])
+    whole = json.loads((whole_of(task) / "training.json").read_text())
+    spent = float(whole["seconds"])
     for name in CASCADES.get(method, (method,)):
         if name == MIDDLE:
             spent += trained(Task.read(task), MIDDLE, 0)[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cascadebert.evaluation.svg import POINTS, canvas, style
+from cascadebert.evaluation.svg import canvas, style
 
 SHOWN = (2.0, 3.0, 4.0)
 # What reaches this share of a speed stands in its column, in brackets.
@@ -46,6 +46,11 @@ def table(results: Results) -> str:
     return "\n\n".join("\n".join(part(results)) for part in parts)
 
 
+def seeds_of(methods: dict[str, dict[str, Any]], family: str) -> list[str]:
+    """Seeds that any method of a family was trained with."""
+    return sorted({seed for method in FAMILIES[family] for seed in methods.get(method, {})})
+
+
 def line_of(methods: dict[str, dict[str, Any]], family: str, seed: str) -> dict[float, float]:
     """Accuracy by measured speed-up, the slowest first.
 
@@ -72,9 +77,8 @@ def accuracies_at(
     methods: dict[str, dict[str, Any]], family: str, speedup: float
 ) -> list[float] | None:
     """Of every seed, read off its line; None where one does not come near such a speed."""
-    seeds = sorted({s for method in FAMILIES[family] for s in methods.get(method, {})})
     found = []
-    for seed in seeds:
+    for seed in seeds_of(methods, family):
         line = line_of(methods, family, seed)
         if not min(line) <= speedup <= max(line) / NEAR:
             return None
@@ -84,8 +88,7 @@ def accuracies_at(
 
 def fastest(methods: dict[str, dict[str, Any]], family: str) -> float:
     """Of the family's settings, in times the whole model's speed."""
-    seeds = {s for method in FAMILIES[family] for s in methods.get(method, {})}
-    return min(max(line_of(methods, family, seed)) for seed in seeds)
+    return min(max(line_of(methods, family, seed)) for seed in seeds_of(methods, family))
 
 
 def matched(results: Results) -> list[str]:
@@ -119,15 +122,13 @@ def matched(results: Results) -> list[str]:
 
 def whole_accuracy(methods: dict[str, dict[str, Any]]) -> float:
     """Of the whole model, which every method was timed in turn with."""
-    ((accuracy,),) = [
-        {
-            point["accuracy"]
-            for seeds in methods.values()
-            for own in seeds.values()
-            for point in own["points"]
-            if point["setting"] == "whole"
-        }
-    ]
+    (accuracy,) = {
+        point["accuracy"]
+        for seeds in methods.values()
+        for own in seeds.values()
+        for point in own["points"]
+        if point["setting"] == "whole"
+    }
     return float(accuracy)
 
 
@@ -210,14 +211,13 @@ def picture(results: Results, path: Path) -> None:
             for axes in panels
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.set_size_inches(_PANEL * len(results) / POINTS, (_HEIGHT + _LEGEND) / POINTS)
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
         figure.savefig(path, facecolor="white", metadata={"Date": None})
 
 
 def _draw(axes: Any, methods: dict[str, dict[str, Any]], family: str, number: int) -> None:
     look = style(number)
-    for seed in sorted({s for method in FAMILIES[family] for s in methods.get(method, {})}):
+    for seed in seeds_of(methods, family):
         line = line_of(methods, family, seed)
         axes.plot(
             list(line),

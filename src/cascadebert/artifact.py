@@ -60,7 +60,7 @@ STAGE_FILES = {
 }
 
 
-def _polynomial(coefficients: tuple[float, float, float], of: ArrayLike) -> NDArray[np.float64]:
+def polynomial(coefficients: tuple[float, float, float], of: ArrayLike) -> NDArray[np.float64]:
     a, b, c = coefficients
     n = np.asarray(of, dtype=np.float64)
     return a + b * n + c * n * n
@@ -80,7 +80,7 @@ class StageCost:
 
     def row_flops(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Floating point operations for rows of ``tokens`` tokens each."""
-        return _polynomial(self.flops, tokens)
+        return polynomial(self.flops, tokens)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class StageSpeed:
 
     def row_seconds(self, lengths: ArrayLike) -> NDArray[np.float64]:
         """Seconds for rows of these lengths."""
-        return _polynomial(self.seconds, lengths)
+        return polynomial(self.seconds, lengths)
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,10 @@ class CascadeRecord:
         """
         routing.check(len(self.stages))
         return dataclasses.replace(
-            self,
+            self.untuned(),
             thresholds=routing.exits,
             skip_thresholds=routing.skips,
             abstain_threshold=routing.abstain,
-            cost=None,
-            certificate=None,
-            data_fingerprint=None,
         )
 
     def untuned(self) -> CascadeRecord:

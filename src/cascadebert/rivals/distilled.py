@@ -14,9 +14,11 @@ from __future__ import annotations
 import tempfile
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from cascadebert.data import as_rows
+from transformers import PreTrainedTokenizerBase
+
+from cascadebert.data import Rows
 from cascadebert.rivals.first_layers import first_layers
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint, open_config, own_labels
@@ -47,9 +49,7 @@ class Distilled(Static):
         self._teacher = teacher
         self._layers = layers
 
-    def fit(self, rows: Any) -> Self:
-        checked = as_rows(rows, with_labels=True)
-        self._model = None
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
         labels = own_labels(open_config(fspath(self._teacher)))
         with tempfile.TemporaryDirectory() as scratch:
             encoder = self._checkpoint
@@ -57,10 +57,10 @@ class Distilled(Static):
                 encoder = first_layers(encoder, self._layers, Path(scratch) / "encoder")
             tuned = self._fine_tune(
                 encoder,
-                checked,
+                rows,
                 Path(scratch) / "tuned",
                 labels=labels,
                 objective=Objective("distillation"),
-                teacher=outputs_of(self._teacher, checked, max_length=self._max_length),
+                teacher=outputs_of(self._teacher, rows, max_length=self._max_length),
             )
-            return self._adopt(*open_checkpoint(tuned, attention=None))
+            return open_checkpoint(tuned, attention=None)

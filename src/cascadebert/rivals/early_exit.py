@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cascadebert.artifact import polynomial
 from cascadebert.data import Rows, as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
@@ -188,8 +189,7 @@ class EarlyExit(Rival):
         """See :meth:`Rival.cost`; an exit belongs to its layer."""
         refuse_unfitted(self, self._trained)
         before, whole = (
-            np.vander(answers.tokens, 3, increasing=True) @ np.array(counted, dtype=np.float64)
-            for counted in (self._before, self._whole)
+            polynomial(counted, answers.tokens) for counted in (self._before, self._whole)
         )
         spent: NDArray[np.float64] = before + (whole - before) * answers.layer / self.network.depth
         return spent

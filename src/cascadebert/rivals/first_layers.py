@@ -9,11 +9,11 @@ from __future__ import annotations
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from cascadebert.data import as_rows
+from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint
@@ -33,13 +33,11 @@ class FirstLayers(Static):
         super().__init__(checkpoint, **settings)
         self._layers = layers
 
-    def fit(self, rows: Any) -> Self:
-        checked = as_rows(rows, with_labels=True)
-        self._model = None
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
         with tempfile.TemporaryDirectory() as scratch:
             encoder = first_layers(self._checkpoint, self._layers, Path(scratch) / "encoder")
-            tuned = self._fine_tune(encoder, checked, Path(scratch) / "tuned")
-            return self._adopt(*open_checkpoint(tuned, attention=None))
+            tuned = self._fine_tune(encoder, rows, Path(scratch) / "tuned")
+            return open_checkpoint(tuned, attention=None)
 
 
 def first_layers(checkpoint: str | PathLike[str], layers: int, output: str | PathLike[str]) -> Path:

@@ -22,14 +22,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import PreTrainedTokenizerBase, TrainerState
 
-from cascadebert.data import as_rows, evenly
+from cascadebert.data import Rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
 from cascadebert.rivals.fitting import train
@@ -246,9 +246,7 @@ class MoEBERT(Static):
         self._weight = distillation_weight
         self._importance_rows = importance_rows
 
-    def fit(self, rows: Any) -> Self:
-        rows = as_rows(rows, with_labels=True)
-        self._model = None
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
         teacher: Any
         teacher, tokenizer = open_checkpoint(self._checkpoint, attention=None)
         names = label_order(rows, own_labels(teacher.config))
@@ -268,7 +266,7 @@ class MoEBERT(Static):
         )
         train(dense, data, collate, partial(self._loss, teacher), self._arguments)
         dense.config.trained_on = rows.texts_fingerprint()
-        return self._adopt(dense, tokenizer)
+        return dense, tokenizer
 
     def _loss(
         self,

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from cascadebert.data import as_rows
+from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import HEADS, KINDS, Block, blocks
 from cascadebert.rivals.rival import Static
@@ -219,16 +219,15 @@ class DPF(Static):
         self._callback = PruningCallback(sparsity, structured=structured, every=every, until=until)
         self._output = output
 
-    def fit(self, rows: Any) -> Self:
-        self._model = None
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
         with tempfile.TemporaryDirectory() as scratch:
             tuned = self._fine_tune(
                 self._checkpoint,
-                as_rows(rows, with_labels=True),
+                rows,
                 self._output or Path(scratch) / "tuned",
                 callbacks=[self._callback],
             )
-            return self._adopt(*shrunk(tuned))
+            return shrunk(tuned)
 
 
 def shrunk(

@@ -131,6 +131,21 @@ class Static(Rival):
             self._runtime = ModelRuntime(in_fast_precision(self._model))
         return self._runtime
 
+    def fit(self, rows: Any) -> Self:
+        checked = as_rows(rows, with_labels=True)
+        self._model, self._runtime = None, None
+        model, tokenizer = self._train(checked)
+        model.eval().requires_grad_(False)
+        self.labels = own_labels(model.config)
+        self._reading = Reading(model, tokenizer, self._max_length)
+        self._counted: StageCost = model_cost(model, self._reading.inputs)
+        self._model = model
+        return self
+
+    @abstractmethod
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
+        """A classifier trained on checked rows with labels, on the CPU, and its tokenizer."""
+
     def predict(self, rows: Any, knob: float | None = None) -> Answers:
         model, checked = self.model, as_rows(rows)
         if knob is not None:
@@ -160,15 +175,6 @@ class Static(Rival):
         return fine_tune(
             encoder, rows, folder, max_length=self._max_length, **options, **self._arguments
         )
-
-    def _adopt(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Take a trained classifier as one's own."""
-        self._model = model.cpu().eval().requires_grad_(False)
-        self.labels = own_labels(model.config)
-        self._reading = Reading(model, tokenizer, self._max_length)
-        self._counted: StageCost = model_cost(model, self._reading.inputs)
-        self._runtime = None
-        return self
 
 
 class Reading:
