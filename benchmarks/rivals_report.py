@@ -18,6 +18,7 @@ NEAR = 0.95
 FAMILIES = {
     "cascade: L3, L6, MPNet": ("cascade: L3, L6, MPNet",),
     "cascade: linear, L3, L6, MPNet": ("cascade: linear, L3, L6, MPNet",),
+    "cascade: linear, L3, first 3, MPNet": ("cascade: linear, L3, first 3, MPNet",),
     "cascade: L3, pruned MPNet, MPNet": ("cascade: L3, pruned MPNet, MPNet",),
     "one of L6 and L3, distilled": ("MiniLM-L6", "MiniLM-L3"),
     "first 6, 4 or 3 layers": ("first 6 layers", "first 4 layers", "first 3 layers"),
@@ -160,7 +161,7 @@ def oracles(results: Results) -> list[str]:
 def all_points(results: Results) -> list[str]:
     lines = [
         "| task | method | seed | setting | accuracy | × whole model, measured (range) "
-        "| × by operations | × by layers | seconds of training |",
+        "| × by operations | × by layers | core-seconds of training |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, method, seed, own in each(results):

@@ -167,6 +167,28 @@ def test_deebert_trains_the_encoder_first_and_then_the_other_exits(
     assert changed == [{"encoder", "2"}, {"0", "1"}]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_exits_learn_at_a_rate_of_their_own(
+    method: type[EarlyExit], checkpoints: dict[str, Path]
+) -> None:
+    def fitted(rate: float) -> dict[str, torch.Tensor]:
+        rival = method(
+            checkpoints["mpnet"], learning_rate=1e-4, exit_learning_rate=rate, seed=0, **SHORT
+        )
+        return dict(rival.fit(ROWS).network.named_parameters())
+
+    slow, fast = fitted(1e-12), fitted(1e-2)
+    before = dict(AutoModel.from_pretrained(checkpoints["mpnet"]).named_parameters())
+    for found in (slow, fast):
+        name = "encoder.layer.0.output.dense.weight"
+        moved = (found[f"encoder.{name}"] - before[name]).abs().max()
+        # As far as so many steps of Adam at 1e-4 can go, not ten times as far.
+        assert 0 < moved < 2e-4 * len(ROWS) / 16
+    for name in slow:
+        if not name.startswith("encoder."):
+            assert (fast[name] - slow[name]).abs().max() > 1e-3
+
+
 def test_berxit_alternates_between_the_last_exit_and_all(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["bert"]
     network = network_of(folder)

@@ -13,49 +13,30 @@ gives a NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import TrainerState
 
-from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses
+from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses, in_encoder
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 
 
 class DeeBERT(EarlyExit):
-    """Exits where the entropy, in nats, is below the knob: 0 is never.
-
-    Args:
-        checkpoint: folder or hub name of a pre-trained encoder.
-        exit_learning_rate: of the second stage, in which classifiers that begin at random are
-            trained and nothing else; by default that of the first.
-        settings: those of :class:`EarlyExit`.
-    """
+    """Exits where the entropy, in nats, is below the knob: 0 is never."""
 
     knobs = (0.0, *np.geomspace(1e-5, 20.0, 80).tolist())
 
-    def __init__(
-        self,
-        checkpoint: str | PathLike[str],
-        *,
-        exit_learning_rate: float | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(checkpoint, **settings)
-        self._exit_rate = exit_learning_rate
-
     def phases(self) -> Sequence[Phase]:
         last = f"exits.{self.network.depth - 1}."
+
+        def in_first(name: str) -> bool:
+            return in_encoder(name) or name.startswith(last)
+
         return (
-            Phase(_last_exit, lambda name: name.startswith(("encoder.", last))),
-            Phase(
-                _other_exits,
-                lambda name: not name.startswith(("encoder.", last)),
-                arguments={"learning_rate": self._exit_rate} if self._exit_rate else {},
-            ),
+            Phase(_last_exit, in_first),
+            Phase(_other_exits, lambda name: not in_first(name)),
         )
 
     def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
@@ -46,13 +46,11 @@ class Phase:
         loss: what is minimised.
         trains: whether the parameter of this name changes.
         before: called with the training rows before it begins.
-        arguments: ``TrainingArguments`` over those of the whole training.
     """
 
     loss: Loss
     trains: Callable[[str], bool] = lambda _: True
     before: Callable[[Rows], object] = lambda _: None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ class EarlyExit(Rival):
         layers: that are kept, from the first; by default all.
         regression: whether labels are numbers, written as strings.
         max_length: tokens a row is cut at, where the encoder has so many positions.
+        exit_learning_rate: of the exits, which are not pre-trained; by default the encoder's.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`, for each phase.
 
@@ -105,6 +104,7 @@ class EarlyExit(Rival):
         layers: int | None = None,
         regression: bool = False,
         max_length: int = 128,
+        exit_learning_rate: float | None = None,
         **arguments: Any,
     ) -> None:
         if regression and not self.regressions:
@@ -113,6 +113,7 @@ class EarlyExit(Rival):
         self._layers = layers
         self._regression = regression
         self._max_length = max_length
+        self._exit_rate = exit_learning_rate
         self._arguments = arguments
 
     @abstractmethod
@@ -287,8 +288,21 @@ class EarlyExit(Rival):
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(phase.trains(name))
         collate = Collator(self._tokenizer)
-        arguments = {**self._arguments, **phase.arguments}
-        train(self.network, self._dataset(rows), collate, phase.loss, arguments)
+        exits = [own for name, own in self.network.named_parameters() if not in_encoder(name)]
+        train(
+            self.network,
+            self._dataset(rows),
+            collate,
+            phase.loss,
+            self._arguments,
+            apart=exits,
+            rate_apart=self._exit_rate,
+        )
+
+
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of an exit network, by its name, is not of an exit."""
+    return name.startswith("encoder.")
 
 
 def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ def train(
     collate: Collator,
     loss: Loss,
     arguments: Mapping[str, Any],
+    *,
+    apart: Iterable[Tensor] = (),
+    rate_apart: float | None = None,
 ) -> None:
     """Train a model in place; it ends on the CPU.
 
@@ -35,6 +38,8 @@ def train(
         loss: what is minimised.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`.
+        apart: parameters with a learning rate of their own.
+        rate_apart: that rate; by default that of the others.
 
     Raises:
         TrainingError: the loss was not finite.
@@ -48,6 +53,8 @@ def train(
             data_collator=collate,
         )
         trainer.own_loss = loss
+        if rate_apart is not None:
+            _set_rate(trainer.create_optimizer(), {id(one) for one in apart}, rate_apart)
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
         try:
@@ -57,6 +64,16 @@ def train(
             for name in ("forward", "_original_forward"):
                 vars(model).pop(name, None)
             model.cpu()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, apart: set[int], rate: float) -> None:
+    """Give some parameters another learning rate, before there is a schedule."""
+    for group in list(optimizer.param_groups):
+        own = [one for one in group["params"] if id(one) in apart]
+        group["params"] = [one for one in group["params"] if id(one) not in apart]
+        if own:
+            optimizer.add_param_group({**group, "params": own, "lr": rate})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 class _LossTrainer(RowTrainer):
