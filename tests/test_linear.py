@@ -56,8 +56,12 @@ def test_same_ngrams_same_buckets(texts: list[str]) -> None:
             seen[part.block][row][bucket] += 1
     for row, text in enumerate(rows.texts):
         for block, expected in zip((CHARACTERS, WORDS), plain_ngrams(text), strict=True):
-            # The names of n-grams are lost, their numbers are not.
-            assert sorted(seen[block][row].values()) == sorted(expected.values())
+            # The names of n-grams are lost, their numbers are not, but where two share a bucket.
+            found = seen[block][row]
+            assert found.total() == expected.total()
+            assert len(expected) - 2 <= len(found) <= len(expected)
+            if len(found) == len(expected):
+                assert sorted(found.values()) == sorted(expected.values())
 
 
 def test_a_text_has_the_same_features_in_any_company() -> None:
