@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import re
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,12 @@ def data_folder(task: str) -> Path:
     if not (folder / "test.jsonl").exists():
         sys.exit(f"{folder}: no data; set CASCADEBERT_DATA to the folder that holds {task}/")
     return folder
+
+
+def side_by_side(jobs: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+    """So many processes that share the cores: one training of a small stage does not fill them."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer)
 
 
 def setting() -> dict[str, Any]:

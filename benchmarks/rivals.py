@@ -28,7 +28,6 @@ import functools
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import re
 import statistics
@@ -36,7 +35,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -416,9 +414,7 @@ def train(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], jo
         for task, seed, method in itertools.product(tasks, seeds, methods)
         if method in RIVALS and not PARTS.has(*part_of(task, method, seed))
     ]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=quieten) as pool:
+    with common.side_by_side(jobs, quieten) as pool:
         for done in pool.map(train_one, wanted):
             print(*done, flush=True)
 

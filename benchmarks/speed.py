@@ -19,11 +19,8 @@ import dataclasses
 import itertools
 import json
 import logging
-import multiprocessing
-import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +58,8 @@ def train(tasks: list[str]) -> None:
     sst2's validation rows have near duplicates among the training rows: a stage that has seen more
     of these than the last one looks too good on them.
     """
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // TRAININGS_AT_ONCE, 1))
-    )
     jobs = list(itertools.product(tasks, STAGES[:-1]))
-    with ProcessPoolExecutor(TRAININGS_AT_ONCE, multiprocessing.get_context("spawn")) as pool:
+    with common.side_by_side(TRAININGS_AT_ONCE) as pool:
         for path in pool.map(small_stage, *zip(*jobs, strict=True)):
             print(path, flush=True)
 

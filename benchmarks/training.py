@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +159,7 @@ def prepare(job: tuple[str, str]) -> None:
 
 def run(tasks: list[str], jobs: int) -> None:
     """Train all that is not there yet, ``jobs`` at a time."""
-    # A small stage does not fill two cores: several trainings side by side do.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context) as pool:
+    with common.side_by_side(jobs) as pool:
         shared = itertools.product(tasks, (*ENCODERS, "MPNet"))
         list(pool.map(prepare, shared))
         for path in pool.map(run_cell, cells(tasks)):

@@ -59,9 +59,10 @@ def test_same_ngrams_same_buckets(texts: list[str]) -> None:
             # The names of n-grams are lost, their numbers are not, but where two share a bucket.
             found = seen[block][row]
             assert found.total() == expected.total()
-            assert len(expected) - 2 <= len(found) <= len(expected)
-            if len(found) == len(expected):
-                assert sorted(found.values()) == sorted(expected.values())
+            shared = len(expected) - len(found)
+            assert 0 <= shared <= 2
+            same = Counter(found.values()) & Counter(expected.values())
+            assert same.total() >= len(expected) - 2 * shared
 
 
 def test_a_text_has_the_same_features_in_any_company() -> None:
