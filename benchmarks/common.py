@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -34,6 +35,16 @@ def side_by_side(jobs: int, initializer: Callable[[], object] | None = None) -> 
     """So many processes that share the cores: one training of a small stage does not fill them."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer)
+
+
+def core_seconds() -> float:
+    """A clock for trainings: seconds of one core, or of the accelerator.
+
+    Other work on the machine does not count, where the processor does the work.
+    """
+    import torch
+
+    return time.perf_counter() if torch.accelerator.is_available() else time.process_time()
 
 
 def setting() -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 
 import common
 from cascadebert.data import Rows
@@ -71,7 +70,7 @@ def main() -> None:
             continue
         limit, epochs, learning_rate = RECIPES[arguments.task][encoder]
         rows = training_rows(arguments.task, limit)
-        start = time.perf_counter()
+        start = common.core_seconds()
         fine_tune(
             CHECKPOINTS / "pretrained" / encoder,
             rows,
@@ -86,7 +85,7 @@ def main() -> None:
             "epochs": epochs,
             "learning_rate": learning_rate,
             "seed": SEED,
-            "seconds": round(time.perf_counter() - start, 1),
+            "core_seconds": round(common.core_seconds() - start, 1),
         }
         (output / "training.json").write_text(json.dumps(recipe, indent=1) + "\n")
         print(arguments.task, encoder, recipe, flush=True)

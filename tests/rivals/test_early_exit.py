@@ -10,7 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy as scipy_entropy
-from transformers import AutoModel, AutoTokenizer, TrainerState
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerState,
+)
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
@@ -167,6 +172,36 @@ def test_deebert_trains_the_encoder_first_and_then_the_other_exits(
     assert changed == [{"encoder", "2"}, {"0", "1"}]
 
 
+@pytest.mark.parametrize("name", ["bert", "mpnet", "roberta"])
+@pytest.mark.parametrize("method", METHODS)
+def test_out_of_a_fine_tuned_classifier(
+    method: type[EarlyExit], name: str, checkpoints: dict[str, Path]
+) -> None:
+    """Its labels keep their order, its head is every exit, and not to exit is what it answers."""
+    folder = checkpoints[name]
+    rival = method(folder, fine_tuned=True, learning_rate=1e-12, **SHORT).fit(ROWS)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert rival.labels == list(classifier.config.id2label.values())
+    inputs = inputs_of(folder, TEXTS)
+    with torch.inference_mode():
+        expected = classifier(**inputs).logits
+        torch.testing.assert_close(rival.model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    heads = [dict(ramp.state_dict()) for ramp in rival.network.exits]
+    for own in heads[:-1]:
+        for weight, last in zip(own.values(), heads[-1].values(), strict=True):
+            torch.testing.assert_close(weight, last)
+
+
+def test_deebert_leaves_a_fine_tuned_classifier_as_it_is(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["mpnet"]
+    network = DeeBERT(folder, fine_tuned=True, learning_rate=1e-2, **SHORT).fit(ROWS).network
+    before = dict(AutoModel.from_pretrained(folder).named_parameters())
+    for name, value in network.encoder.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    moved = network.exits[0].out.weight - network.exits[-1].out.weight
+    assert moved.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_exits_learn_at_a_rate_of_their_own(
     method: type[EarlyExit], checkpoints: dict[str, Path]
@@ -307,6 +342,12 @@ def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
         PABEE(checkpoints["distilbert"]).fit(ROWS)
     with pytest.raises(InputError, match="9 layers are asked for; the encoder has 2"):
         PABEE(checkpoints["bert"], layers=9).fit(ROWS)
+    with pytest.raises(InputError, match="the head of an 'electra' classifier is not that of"):
+        PABEE(checkpoints["electra"], fine_tuned=True).fit(ROWS)
+    with pytest.raises(InputError, match=r"labels \['none'\] are in the rows and not among"):
+        PABEE(checkpoints["bert"], fine_tuned=True).fit(Rows(["a"], None, ["none"]))
+    with pytest.raises(InputError, match="a regression begins with a pre-trained encoder"):
+        PABEE(checkpoints["bert"], regression=True, fine_tuned=True)
     with pytest.raises(InputError, match="DeeBERT is for classes"):
         DeeBERT(checkpoints["bert"], regression=True)
     with pytest.raises(InputError, match="not a number"):

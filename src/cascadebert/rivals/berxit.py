@@ -22,16 +22,18 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses
-from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.network import ExitNetwork, Head
 from cascadebert.rivals.regrouping import Leaves
 
 
 class CertainNetwork(ExitNetwork):
     """A network with exits that says of each how certain it is."""
 
-    def __init__(self, encoder: Any, outputs: int, layers: int | None = None) -> None:
-        super().__init__(encoder, outputs, layers)
-        self.certain = nn.Linear(encoder.config.hidden_size, 1)
+    def __init__(
+        self, encoder: Any, outputs: int, layers: int | None = None, head: Head | None = None
+    ) -> None:
+        super().__init__(encoder, outputs, layers, head)
+        self.certain = nn.Linear(self.width, 1)
 
     def certainty(self, states: Tensor) -> Tensor:
         """That the exit is right, 0 to 1, (..., rows).
@@ -50,8 +52,8 @@ class BERxiT(EarlyExit):
     knob_range = (0.0, 1.0)
     knobs = (1.0, *(1 - np.geomspace(1e-6, 0.99, 80)).tolist())
 
-    def build(self, outputs: int, encoder: Any) -> CertainNetwork:
-        return CertainNetwork(encoder, outputs, self._layers)
+    def build(self, outputs: int, encoder: Any, head: Head | None) -> CertainNetwork:
+        return CertainNetwork(encoder, outputs, self._layers, head)
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(_alternating),)

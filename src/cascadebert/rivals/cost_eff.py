@@ -14,10 +14,10 @@ Gradients of exit i of n are scaled by 1 / (n - i + 1) on their way into the lay
 the layers above by (n - i) / (n - i + 1), so that exits pull alike at what they share
 (:func:`balanced`, the gradient equilibrium).
 
-Other than in the authors' code: the assistant learns from labels, and not from a fine-tuned model;
-Taylor terms are those of the exits' cross-entropies on some rows, batch by batch; there are few
-steps of pruning, each with a training of its own; learning hidden states and answers is one phase,
-not two; rows that stay are batched anew after each layer.
+Other than in the authors' code: the assistant learns from labels, where theirs learns from a
+fine-tuned model (here it may begin as one); Taylor terms are those of the exits' cross-entropies on
+some rows, batch by batch; there are few steps of pruning, each with a training of its own; learning
+hidden states and answers is one phase, not two; rows that stay are batched anew after each layer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, HEADS, blocks
 from cascadebert.rivals.deebert import DeeBERT, entropy_below
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
-from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.network import ExitNetwork, Head
 from cascadebert.rivals.regrouping import Leaves
 from cascadebert.training.distillation import logit_loss
 
@@ -81,11 +81,11 @@ class COSTEFF(EarlyExit):
         self._rank = embedding_rank
         self._prunes = prunes
 
-    def build(self, outputs: int, encoder: Any) -> ExitNetwork:
+    def build(self, outputs: int, encoder: Any, head: Head | None) -> ExitNetwork:
         self._assistant: ExitNetwork | None = None
         if self._rank is not None:
             refuse_rank(self._rank, encoder.embeddings.word_embeddings.embedding_dim)
-        return super().build(outputs, encoder)
+        return super().build(outputs, encoder, head)
 
     def fit(self, rows: Any) -> Self:
         super().fit(rows)

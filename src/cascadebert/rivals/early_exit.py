@@ -19,7 +19,7 @@ from cascadebert.data import Rows, as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
 from cascadebert.rivals.fitting import Loss, train
-from cascadebert.rivals.network import ExitNetwork, LastExit
+from cascadebert.rivals.network import ExitNetwork, Head, LastExit, head_of
 from cascadebert.rivals.regrouping import Leaves, run_with_exits
 from cascadebert.rivals.rival import (
     Answers,
@@ -30,6 +30,7 @@ from cascadebert.rivals.rival import (
     refuse_unfitted,
 )
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, CPU_TOKEN_BUDGETS
+from cascadebert.training.checkpoints import open_checkpoint, own_labels
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.export import count_flops
 from cascadebert.training.fine_tuning import label_order, open_encoder
@@ -74,6 +75,8 @@ class EarlyExit(Rival):
 
     Args:
         checkpoint: folder or hub name of a pre-trained encoder.
+        fine_tuned: whether it is a classifier that was fine-tuned already, on these labels: then
+            every exit begins with its head.
         layers: that are kept, from the first; by default all.
         regression: whether labels are numbers, written as strings.
         max_length: tokens a row is cut at, where the encoder has so many positions.
@@ -85,7 +88,7 @@ class EarlyExit(Rival):
         network: what is trained, on the CPU.
 
     Raises:
-        InputError: a regression by a method that is for classes.
+        InputError: a regression by a method that is for classes, or out of a classifier.
     """
 
     regressions = False
@@ -101,6 +104,7 @@ class EarlyExit(Rival):
         self,
         checkpoint: str | PathLike[str],
         *,
+        fine_tuned: bool = False,
         layers: int | None = None,
         regression: bool = False,
         max_length: int = 128,
@@ -109,7 +113,10 @@ class EarlyExit(Rival):
     ) -> None:
         if regression and not self.regressions:
             raise InputError(f"{type(self).__name__} is for classes; use PABEE or BERxiT")
+        if regression and fine_tuned:
+            raise InputError("a regression begins with a pre-trained encoder; leave fine_tuned out")
         self._checkpoint = checkpoint
+        self._fine_tuned = fine_tuned
         self._layers = layers
         self._regression = regression
         self._max_length = max_length
@@ -130,21 +137,17 @@ class EarlyExit(Rival):
             rows: their number.
         """
 
-    def build(self, outputs: int, encoder: Any) -> ExitNetwork:
-        """The network before it is trained."""
-        return ExitNetwork(encoder, outputs, self._layers)
+    def build(self, outputs: int, encoder: Any, head: Head | None) -> ExitNetwork:
+        """The network before it is trained; see :class:`ExitNetwork`."""
+        return ExitNetwork(encoder, outputs, self._layers, head)
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)
         self._trained, self._fast = False, None
-        self.labels = [] if self._regression else label_order(rows, None)
         torch.manual_seed(int(self._arguments.get("seed", 0)))
-        # The head of the classifier is thrown away, whatever its labels: each exit has its own.
-        classifier, self._tokenizer = open_encoder(
-            self._checkpoint, self.labels or ["0", "1"], self._max_length
-        )
+        classifier, self._tokenizer, head = self._open(rows)
         self._reading = Reading(classifier, self._tokenizer, self._max_length)
-        self.network = self.build(max(len(self.labels), 1), classifier.base_model)
+        self.network = self.build(max(len(self.labels), 1), classifier.base_model, head)
         if self.network.depth < 2:
             raise InputError("a network of 1 layer has no early exit; keep 2 layers or more")
         for phase in self.phases():
@@ -157,6 +160,17 @@ class EarlyExit(Rival):
         self.network.encoder.config.trained_on = rows.texts_fingerprint()
         self._trained = True
         return self
+
+    def _open(self, rows: Rows) -> tuple[Any, Any, Head | None]:
+        """What the network is made from, its tokenizer and its head; and settle the labels."""
+        if self._fine_tuned:
+            classifier, tokenizer = open_checkpoint(self._checkpoint, attention=None)
+            self.labels = label_order(rows, own_labels(classifier.config))
+            return classifier, tokenizer, head_of(classifier)
+        self.labels = [] if self._regression else label_order(rows, None)
+        # The head of the classifier is thrown away, whatever its labels: each exit has its own.
+        names = self.labels or ["0", "1"]
+        return *open_encoder(self._checkpoint, names, self._max_length), None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_fast": None}

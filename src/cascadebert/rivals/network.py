@@ -48,6 +48,27 @@ class Exit(nn.Module):
         return logits
 
 
+Head = tuple[nn.Linear, nn.Linear]
+"""What an exit consists of, but for the tanh between the two layers."""
+
+
+def head_of(classifier: Any) -> Head:
+    """The head of a fine-tuned classifier.
+
+    Raises:
+        InputError: a head of another shape.
+    """
+    head = classifier.classifier
+    if isinstance(head, nn.Linear):
+        return classifier.base_model.pooler.dense, head
+    if classifier.config.model_type == "electra":
+        raise InputError(
+            "the head of an 'electra' classifier is not that of an exit, which has a tanh; give "
+            "the pre-trained encoder, with fine_tuned=False"
+        )
+    return head.dense, head.out_proj
+
+
 class ExitNetwork(nn.Module):
     """An encoder under one :class:`Exit` a layer.
 
@@ -55,12 +76,20 @@ class ExitNetwork(nn.Module):
         encoder: of one of :data:`~cascadebert.rivals.blocks.ARCHITECTURES`, without a head.
         outputs: classes, or 1 for a regression.
         layers: that are kept, from the first; by default all.
+        head: of a fine-tuned classifier, which every exit begins with. By default exits are
+            random, but for a pre-trained pooler.
 
     Raises:
         InputError: another architecture, or more layers than there are.
     """
 
-    def __init__(self, encoder: PreTrainedModel, outputs: int, layers: int | None = None) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        outputs: int,
+        layers: int | None = None,
+        head: Head | None = None,
+    ) -> None:
         super().__init__()
         config: Any = encoder.config
         refuse_other_architecture(config.model_type)
@@ -85,6 +114,9 @@ class ExitNetwork(nn.Module):
             pooler = getattr(self.encoder, "pooler", None)
             if pooler is not None:
                 one.dense.load_state_dict(pooler.dense.state_dict())
+            if head is not None:
+                one.dense.load_state_dict(head[0].state_dict())
+                one.out.load_state_dict(head[1].state_dict())
 
     @property
     def depth(self) -> int:
