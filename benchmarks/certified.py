@@ -56,7 +56,7 @@ def run(task: str) -> dict[str, Any]:
     small = small_stages(task, "cross_entropy", 0, train)
     if small is None:
         raise SystemExit(f"{task}: run 'training.py run --tasks {task}' first")
-    stages = [small[name] for name in ENCODERS] + [last_stage(task, train)]
+    stages = [small[name] for name in ENCODERS] + [last_stage(task)]
     replays, groups = {}, {}
     for split in ("validation", "test"):
         rows = read_rows(common.data_folder(task) / f"{split}.jsonl", with_labels=True)

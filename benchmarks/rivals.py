@@ -2,22 +2,24 @@
 
     CASCADEBERT_DATA=... python benchmarks/rivals.py train [--tasks mrpc ...] [--seeds 0] [--jobs 2]
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
-    CASCADEBERT_DATA=... python benchmarks/rivals.py table
+    python benchmarks/rivals.py table
 
-Needs MPNet (``stages.py``) and the small stages (``training.py run``, ``speed.py train``). Rivals
-start from the pre-trained MPNet, MoEBERT from the fine-tuned one, and see the rows that MPNet saw.
-Those of the first layers are trained as the small stages are, the others for as many epochs as
-MPNet, DeeBERT in each of its two stages, COST-EFF for half as many in each of its four phases; at
-learning rates that are better on sst2's validation rows than MPNet's, but for MoEBERT, where they
-are not. Nothing else was tried.
+Needs MPNet (``stages.py``) and the small stages (``training.py run``, ``speed.py train``). All see
+the rows that MPNet saw. The first layers are trained as the small stages are. What is made of MPNet
+begins with the fine-tuned one, as who has that would, and gets one more epoch: DeeBERT for its
+second stage, as the first is what fine-tuned it; COST-EFF half an epoch for each of its four
+phases. Learning rates are those that were better on sst2's validation rows; nothing else was tried.
 
 All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
 rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a
-cascade fewer seconds. They answer the test rows, and are timed on some of these in turn with the
-whole model. What stands in the table at 2, 3 and 4 times is what two neighbouring settings reach
-if each gets so many rows that the time is right. What training took is told in seconds of one core,
-or of the accelerator. What is finished is kept in ``checkpoints/rivals``; ``run`` trains what is
-not, one after the other.
+cascade fewer seconds. Accuracy is that on the test rows, of which every exit and every stage
+answers each once; some of the rows are answered again, as a user would have it, and timed in turn
+with the whole model. What stands in the table at 2, 3 and 4 times is what two neighbouring settings
+reach if each gets so many rows that the time is right. What training took is told in seconds of one
+core, or of the accelerator.
+
+What is finished is kept in ``checkpoints/rivals``; ``run`` trains what is not, one after the other.
+``table`` takes the tasks that are there, and leaves the others as they stand in the results.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ import functools
 import itertools
 import json
 import logging
-import os
 import re
 import statistics
 import tempfile
@@ -37,13 +38,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 import common
-from cascadebert import Cascade, Rows, Speedup, read_rows
+from cascadebert import Cascade, Policy, Rows, Speedup, choose_thresholds, read_rows
 from cascadebert.data import evenly
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning, TargetError
@@ -54,45 +55,44 @@ from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
 from cascadebert.rivals.distilled import Distilled
-from cascadebert.rivals.early_exit import EarlyExit
+from cascadebert.rivals.early_exit import EarlyExit, Recording
 from cascadebert.rivals.first_layers import FirstLayers
 from cascadebert.rivals.moebert import MoEBERT
 from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.pruning import DPF
-from cascadebert.rivals.rival import Answers, Rival
+from cascadebert.rivals.rival import Rival
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
-from cascadebert.scheduler import Prediction
-from cascadebert.stage import Stage, TransformerStage
+from cascadebert.stage import Stage, StageRun, TransformerStage, row_costs
 from cascadebert.training.outputs import bf16_is_fast
-from cascadebert.training.parts import Parts, read_part
+from cascadebert.training.parts import Parts
 from speed import validation_rows
 from stages import RECIPES, training_rows
-from training import ENCODERS, MAX_LENGTH, cell_part
-from training import PARTS as SMALL_PARTS
+from training import ENCODERS, MAX_LENGTH, teaching
 from training import RECIPES as SMALL_RECIPES
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
 TASKS = ("sst2", "mrpc", "snli")
+WHOLE = "MPNet"
 PRETRAINED = common.CHECKPOINTS / "pretrained" / "MPNet"
 RIVALS: dict[str, Callable[..., Rival]] = {
-    "first 3 layers": functools.partial(FirstLayers, PRETRAINED, 3),
-    "first 4 layers": functools.partial(FirstLayers, PRETRAINED, 4),
-    "first 6 layers": functools.partial(FirstLayers, PRETRAINED, 6),
-    "first 3 layers, distilled": functools.partial(Distilled, PRETRAINED, layers=3),
-    "DPF, 50% of heads and columns": functools.partial(DPF, PRETRAINED, 0.5),
-    "DPF, 75% of heads and columns": functools.partial(DPF, PRETRAINED, 0.75),
+    "first 3 layers": lambda _, **own: FirstLayers(PRETRAINED, 3, **own),
+    "first 4 layers": lambda _, **own: FirstLayers(PRETRAINED, 4, **own),
+    "first 6 layers": lambda _, **own: FirstLayers(PRETRAINED, 6, **own),
+    "first 3 layers, distilled": lambda whole, **own: Distilled(PRETRAINED, whole, layers=3, **own),
+    "DPF, 50% of heads and columns": lambda whole, **own: DPF(whole, 0.5, **own),
+    "DPF, 75% of heads and columns": lambda whole, **own: DPF(whole, 0.75, **own),
     "MoEBERT": MoEBERT,
-    "DeeBERT": functools.partial(DeeBERT, PRETRAINED),
-    "Shallow-Deep": functools.partial(ShallowDeep, PRETRAINED),
-    "PABEE": functools.partial(PABEE, PRETRAINED),
-    "BERxiT": functools.partial(BERxiT, PRETRAINED),
-    "COST-EFF": functools.partial(COSTEFF, PRETRAINED),
-    "DPF, 75% of single weights": functools.partial(DPF, PRETRAINED, 0.75, structured=False),
+    "DeeBERT": DeeBERT,
+    "Shallow-Deep": ShallowDeep,
+    "PABEE": PABEE,
+    "BERxiT": BERxiT,
+    "COST-EFF": COSTEFF,
+    "DPF, 75% of single weights": lambda whole, **own: DPF(whole, 0.75, structured=False, **own),
 }
-# What those that the fine-tuned MPNet teaches call it.
-TAUGHT = {"first 3 layers, distilled": "teacher", "MoEBERT": "checkpoint"}
-# Did better on sst2's validation rows than MPNet's own 3e-5.
+"""Called with the folder of the fine-tuned MPNet and the settings of the training."""
+EPOCHS = 1.0
+# MPNet's own 3e-5 did worse on sst2's validation rows, but for MoEBERT.
 LEARNING_RATE, EXIT_LEARNING_RATE = 1e-4, 1e-3
 EXITS = ("DeeBERT", "Shallow-Deep", "PABEE", "BERxiT", "COST-EFF")
 CASCADES = {
@@ -102,10 +102,10 @@ CASCADES = {
     "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", "DPF, 75% of heads and columns"),
 }
 """What goes before MPNet: small stages, and rivals as stages."""
-COMPLETE = ENCODERS
 TRAINING_SETTINGS = ("task", "method", "rows", "arguments")
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
-VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 500
+VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 250
+WARM_UP_ROWS = 32
 ROUNDS = 3
 RUNTIME = "torch-bf16" if bf16_is_fast() else "torch"
 
@@ -132,10 +132,17 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What one run over the test rows gave: their classes, and what was spent by counting."""
+class Setting:
+    """A method as it is set once.
 
-    classes: np.ndarray
+    Attributes:
+        run: answers rows; this is timed.
+        accuracy: on the test rows.
+        flops, layers: that these take in all, by counting.
+    """
+
+    run: Callable[[Rows], object]
+    accuracy: float
     flops: float
     layers: float
 
@@ -159,109 +166,75 @@ class Task:
         return cls(
             name,
             train,
-            validation.take(evenly(len(validation), VALIDATION_ROWS).tolist()),
-            test.take(evenly(len(test), TEST_ROWS).tolist()),
+            some(validation, VALIDATION_ROWS),
+            some(test, TEST_ROWS),
             sorted(set(train.labels or ())),
         )
 
+    def truth(self, rows: Rows) -> np.ndarray:
+        return np.array([self.labels.index(label) for label in rows.labels or ()])
+
     def right(self, classes: np.ndarray) -> np.ndarray:
-        truth = np.array([self.labels.index(label) for label in self.test.labels or ()])
-        return classes == truth
+        """Of answers to the test rows."""
+        return classes == self.truth(self.test)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One method on one task.
-
-    Attributes:
-        task: its rows.
-        method: its name.
-        seed: of the training.
-        whole: the model that it is measured against, as a cascade of one stage.
-    """
-
-    task: Task
-    method: str
-    seed: int
-    whole: Cascade
+def some(rows: Rows, most: int) -> Rows:
+    return rows.take(evenly(len(rows), most).tolist())
 
 
 def arguments_of(task: str, method: str, seed: int) -> dict[str, Any]:
     """The settings of a rival's training; see the top of this file."""
-    _, epochs, rate = RECIPES[task]["MPNet"]
+    epochs, rate = EPOCHS, LEARNING_RATE
     if method.startswith("first"):
         _, epochs, rate = SMALL_RECIPES[task]
-    elif method != "MoEBERT":
-        rate = LEARNING_RATE
+    elif method == "MoEBERT":
+        _, _, rate = RECIPES[task]["MPNet"]
+    exits = {"fine_tuned": True, "exit_learning_rate": EXIT_LEARNING_RATE}
     return {
         "max_length": MAX_LENGTH,
         # Of each of four phases.
         "num_train_epochs": epochs / 2 if method == "COST-EFF" else epochs,
         "learning_rate": rate,
         "seed": seed,
-        **({"exit_learning_rate": EXIT_LEARNING_RATE} if method in EXITS else {}),
+        **(exits if method in EXITS else {}),
     }
 
 
-Setting = tuple[Callable[[Rows], Any], Callable[[Any], Ran]]
-"""What is timed, and how what it gives of the test rows is read."""
-
-
-def measure(job: Job, settings: dict[str, Setting]) -> list[dict[str, Any]]:
-    """Run every setting on the test rows, and time it on some in turn with the whole model.
+def measure(task: Task, settings: dict[str, Setting]) -> list[dict[str, Any]]:
+    """Time every setting on some test rows, in turn with the whole model.
 
     Returns:
         What :class:`Point` has, of the whole model and of every setting.
     """
-    runs = {"whole": model_setting(job.task, job.whole), **settings}
-    answers = {name: read(run(job.task.test)) for name, (run, read) in runs.items()}
-    timed = job.task.test.take(evenly(len(job.task.test), TIMED_ROWS).tolist())
+    runs = {"whole": alone(task, WHOLE, 0), **settings}
+    timed = some(task.test, TIMED_ROWS)
+    for setting in runs.values():
+        setting.run(some(timed, WARM_UP_ROWS))
     rounds = []
     for turn in range(ROUNDS):
         names = list(runs)[turn:] + list(runs)[:turn]
-        rounds.append({name: seconds_of(functools.partial(runs[name][0], timed)) for name in names})
+        rounds.append({name: seconds_of(runs[name], timed) for name in names})
     points = []
-    for name, ran in answers.items():
+    for name, setting in runs.items():
         ratios = [once["whole"] / once[name] for once in rounds]
         points.append(
             Point(
                 name,
-                float(job.task.right(ran.classes).mean()),
+                setting.accuracy,
                 statistics.median(ratios),
                 min(ratios),
                 max(ratios),
-                answers["whole"].flops / ran.flops,
-                answers["whole"].layers / ran.layers,
+                runs["whole"].flops / setting.flops,
+                runs["whole"].layers / setting.layers,
             )
         )
     return [asdict(point) for point in points]
 
 
-def model_setting(task: Task, made: Cascade) -> Setting:
-    """A cascade, also one of a single model, under the thresholds that it has."""
-    flops = np.stack([s.record.cost.row_flops(s.tokenize(task.test).lengths) for s in made.stages])
-    layers = np.array([layers_of(stage) for stage in made.stages])
-    # Label names are sorted here as everywhere in this benchmark.
-    assert list(made.labels) == task.labels
-
-    def read(out: Prediction) -> Ran:
-        flops_spent = float((out.passed * flops.T).sum())
-        return Ran(classes_of(out), flops_spent, float((out.passed @ layers).sum()))
-
-    return made.predict, read
-
-
-def classes_of(out: Prediction) -> np.ndarray:
-    return out.probabilities.argmax(axis=1)
-
-
-def layers_of(stage: Stage) -> int:
-    return stage.record.cost.layers
-
-
-def seconds_of(run: Callable[[], object]) -> float:
+def seconds_of(setting: Setting, rows: Rows) -> float:
     start = time.perf_counter()
-    run()
+    setting.run(rows)
     return time.perf_counter() - start
 
 
@@ -269,14 +242,10 @@ def trained(task: Task, method: str, seed: int) -> tuple[Rival, float]:
     """A rival, trained now if it is not there, and the seconds of one core that took."""
 
     def make(result: Path, _: Path) -> None:
-        own = {TAUGHT[method]: whole_of(task.name)} if method in TAUGHT else {}
-        rival = RIVALS[method](**own, **arguments_of(task.name, method, seed))
-        # Other work on the machine does not count, where the processor does the work.
-        clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-        start = clock()
+        rival = RIVALS[method](whole_of(task.name), **arguments_of(task.name, method, seed))
+        start = common.core_seconds()
         rival.fit(task.train)
-        spent = clock() - start
-        torch.save((rival, spent), result / "rival.pt")
+        torch.save((rival, common.core_seconds() - start), result / "rival.pt")
 
     name, settings = part_of(task.name, method, seed)
     part = PARTS.run(f"{name}-trained", {key: settings[key] for key in TRAINING_SETTINGS}, make)
@@ -284,27 +253,41 @@ def trained(task: Task, method: str, seed: int) -> tuple[Rival, float]:
     return rival, spent
 
 
-def early_exit(job: Job) -> dict[str, Any]:
+def early_exit(task: Task, method: str, seed: int) -> dict[str, Any]:
     """Choose knobs on the validation rows, and time them."""
-    rival, spent = trained(job.task, job.method, job.seed)
+    rival, spent = trained(task, method, seed)
     assert isinstance(rival, EarlyExit)
-    recording = rival.record(job.task.validation)
-    chosen = [rival.knobs[0], *(rival.knob_for(recording, target) for target in SPEEDUPS)]
+    recording = recorded(task, method, seed, "validation")
+    knobs = [rival.knobs[0], *(rival.knob_for(recording, target) for target in SPEEDUPS)]
+    recording = recorded(task, method, seed, "test")
 
-    def read(answers: Answers) -> Ran:
-        classes = answers.logits.argmax(axis=1)
-        return Ran(classes, float(rival.cost(answers).sum()), float(answers.layer.sum()))
+    def setting(knob: float) -> Setting:
+        answers = rival.replay(recording, knob)
+        return Setting(
+            functools.partial(rival.predict, knob=knob),
+            float(task.right(answers.logits.argmax(axis=1)).mean()),
+            float(rival.cost(answers).sum()),
+            float(answers.layer.sum()),
+        )
 
-    settings: dict[str, Setting] = {
-        f"{knob:.6g}": (functools.partial(rival.predict, knob=knob), read)
-        for knob in dict.fromkeys(chosen)
-    }
-    ramps = rival.record(job.task.test).logits
     return {
-        "points": measure(job, settings),
-        "dis": {str(k + 1): inversion(job.task, ramp) for k, ramp in enumerate(ramps)},
+        "points": measure(task, {f"{knob:.6g}": setting(knob) for knob in dict.fromkeys(knobs)}),
+        "dis": {str(k + 1): inversion(task, ramp) for k, ramp in enumerate(recording.logits)},
         "seconds": spent,
     }
+
+
+def recorded(task: Task, method: str, seed: int, split: str) -> Recording:
+    """What every exit of a rival says of a split."""
+
+    def make(result: Path, _: Path) -> None:
+        rival, _ = trained(task, method, seed)
+        assert isinstance(rival, EarlyExit)
+        np.savez(result / "recording.npz", **vars(rival.record(getattr(task, split))))
+
+    name, settings = part_of(task.name, method, seed)
+    part = PARTS.run(f"{name}-{split}", settings, make)
+    return Recording(**np.load(part / "recording.npz"))
 
 
 def inversion(task: Task, logits: np.ndarray) -> float:
@@ -312,99 +295,136 @@ def inversion(task: Task, logits: np.ndarray) -> float:
     return dis(max_probability_log_odds(logits), ~right)
 
 
-def static(job: Job) -> dict[str, Any]:
-    """A single smaller model."""
-    rival, spent = trained(job.task, job.method, job.seed)
-    (whole,) = job.whole.stages
-    assert isinstance(whole, TransformerStage)
-    stage = as_stage(whole, rival.model, job.method)
-    return alone(job, job.whole.with_stages([stage])) | {"seconds": spent}
-
-
-def complete(job: Job) -> dict[str, Any]:
-    """A small stage by itself."""
-    return alone(job, in_torch([small(job.task.name, job.method)]))
-
-
-def alone(job: Job, made: Cascade) -> dict[str, Any]:
-    """One model, as a cascade of one stage, on the test rows."""
-    logits = np.log(made.predict(job.task.test).probabilities)
+def single(task: Task, method: str, seed: int) -> dict[str, Any]:
+    """A small stage or a rival that answers every row alike."""
+    logits = answers_of(task.name, method, seed, "test").logits
+    layers = stage_of(task.name, method, seed).record.cost.layers
     return {
-        "points": measure(job, {"alone": model_setting(job.task, made)}),
-        "dis": {str(layers_of(made.stages[0])): inversion(job.task, logits)},
+        "points": measure(task, {"alone": alone(task, method, seed)}),
+        "dis": {str(layers): inversion(task, logits)},
+        **({"seconds": trained(task, method, seed)[1]} if method in RIVALS else {}),
     }
 
 
-def cascade(job: Job) -> dict[str, Any]:
+def alone(task: Task, name: str, seed: int) -> Setting:
+    """One stage for all rows."""
+    run = answers_of(task.name, name, seed, "test")
+    return Setting(
+        whole_cascade(task.name).with_stages([stage_of(task.name, name, seed)]).predict,
+        float(task.right(run.logits.argmax(axis=1)).mean()),
+        float(row_costs([run], "flops").sum()),
+        float(row_costs([run], "layers").sum()),
+    )
+
+
+def cascade(task: Task, method: str, seed: int) -> dict[str, Any]:
     """Small stages and the whole model, thresholds from the validation rows."""
-    task, names = job.task, CASCADES[job.method]
-    whole = whole_of(task.name)
-    made = in_torch([*(whole if n in RIVALS else small(task.name, n) for n in names), whole])
-    stages = list(made.stages)
-    for number, name in enumerate(names):
-        if name in RIVALS:
-            rival, _ = trained(task, name, job.seed)
-            stages[number] = as_stage(cast(TransformerStage, stages[number]), rival.model, name)
-    made = made.with_stages(stages)
-    settings: dict[str, Setting] = {}
+    names = (*CASCADES[method], WHOLE)
+    stages = [stage_of(task.name, name, seed) for name in names]
+    made = whole_cascade(task.name).with_stages(stages)
+    held_out, runs = (
+        [answers_of(task.name, name, seed, split) for name in names]
+        for split in ("validation", "test")
+    )
+    settings = {}
     for target in SPEEDUPS:
         try:
-            made.tune(task.validation, Speedup(target), None)
+            policy = choose_thresholds(
+                [run.logits for run in held_out],
+                task.truth(task.validation),
+                row_costs(held_out, "seconds"),
+                Speedup(target),
+                None,
+                logits=True,
+            )
         except TargetError:
-            settings["first stage alone"] = model_setting(task, made.alone(1))
+            settings["first stage alone"] = alone(task, names[0], seed)
             break
-        settings[f"{target:g}x"] = model_setting(task, copy.copy(made))
-    runs = made.run_stages(task.test)
+        settings[f"{target:g}x"] = under(task, made, policy, runs)
     right = np.stack([task.right(run.logits.argmax(axis=1)) for run in runs])
     bound = oracle(right, np.array([run.seconds / len(task.test) for run in runs]))
-    return {"points": measure(job, settings), "dis": {}, "oracle": asdict(bound)}
+    return {"points": measure(task, settings), "dis": {}, "oracle": asdict(bound)}
 
 
-def in_torch(checkpoints: Sequence[Path]) -> Cascade:
-    """Checkpoints as a cascade in torch."""
+def under(task: Task, made: Cascade, policy: Policy, runs: Sequence[StageRun]) -> Setting:
+    """A cascade under chosen thresholds, whose stages have all answered the test rows."""
+    tuned, logits = copy.copy(made), [run.logits for run in runs]
+    tuned.routing = policy.routing
+    classes, _ = policy.apply(logits, logits=True)
+    flops, layers = (
+        float(policy.costs(logits, row_costs(runs, kind), logits=True).sum())
+        for kind in ("flops", "layers")
+    )
+    return Setting(tuned.predict, float(task.right(classes).mean()), flops, layers)
+
+
+@functools.cache
+def answers_of(task: str, name: str, seed: int, split: str) -> StageRun:
+    """Of a stage, to all rows of a split."""
+    return stage_of(task, name, seed).run_all(getattr(Task.read(task), split))
+
+
+@functools.cache
+def stage_of(task: str, name: str, seed: int) -> Stage:
+    """The whole model, a small stage or a rival, in torch."""
+    (whole,) = whole_cascade(task).stages
+    if name == WHOLE:
+        return whole
+    if name in RIVALS:
+        assert isinstance(whole, TransformerStage)
+        return as_stage(whole, trained(Task.read(task), name, seed)[0].model, name)
+    return in_torch(small(task, name)).stages[0]
+
+
+@functools.cache
+def whole_cascade(task: str) -> Cascade:
+    """The whole model, as a cascade of one stage."""
+    made = in_torch(whole_of(task))
+    # Label names are sorted here as everywhere in this benchmark.
+    assert list(made.labels) == Task.read(task).labels
+    return made
+
+
+def in_torch(checkpoint: Path) -> Cascade:
+    """A checkpoint as a cascade in torch."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "cascade"
-        Cascade.from_stages(checkpoints).save_pretrained(target)
+        Cascade.from_stages([checkpoint]).save_pretrained(target)
         return Cascade.from_pretrained(target, runtime=RUNTIME)
 
 
 def whole_of(task: str) -> Path:
-    return common.CHECKPOINTS / task / "MPNet"
+    return common.CHECKPOINTS / task / WHOLE
 
 
 def small(task: str, name: str) -> Path:
     return common.CHECKPOINTS / task / "small" / name
 
 
-METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    **dict.fromkeys(COMPLETE, complete),
-    **dict.fromkeys(RIVALS, static),
+METHODS: dict[str, Callable[[Task, str, int], dict[str, Any]]] = {
+    **dict.fromkeys(ENCODERS, single),
+    **dict.fromkeys(RIVALS, single),
     **dict.fromkeys(EXITS, early_exit),
-    # Last, as one has a stage that is made before.
+    # Last, as some have stages that are made before.
     **dict.fromkeys(CASCADES, cascade),
 }
-SEEDLESS = (cascade, complete)
+SEEDLESS = (*ENCODERS, *CASCADES)
 
 
 def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
     """Train and time all that is not there yet."""
-    for name in tasks:
-        task = Task.read(name)
-        whole = in_torch([whole_of(name)])
-        for seed, method in itertools.product(seeds, methods):
-            make = METHODS[method]
-            if make in SEEDLESS and seed != seeds[0]:
-                continue
+    for name, seed, method in itertools.product(tasks, seeds, methods):
+        if method in SEEDLESS and seed != seeds[0]:
+            continue
 
-            def found(
-                result: Path, _: Path, make: Any = make, method: str = method, seed: int = seed
-            ) -> None:
-                own_seed = 0 if make in SEEDLESS else seed
-                figures = make(Job(task, method, own_seed, whole))  # noqa: B023
-                (result / "result.json").write_text(json.dumps(figures))
+        found = functools.partial(keep_figures, name, method, seed)
+        PARTS.run(*part_of(name, method, seed), found)
+        print(name, method, seed, flush=True)
 
-            PARTS.run(*part_of(name, method, seed), found)
-            print(name, method, seed, flush=True)
+
+def keep_figures(task: str, method: str, seed: int, result: Path, _: Path) -> None:
+    figures = METHODS[method](Task.read(task), method, seed)
+    (result / "result.json").write_text(json.dumps(figures))
 
 
 def train(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
@@ -423,6 +443,9 @@ def train_one(wanted: tuple[str, str, int]) -> tuple[str, str, int]:
     """Train a method on a task with a seed, in a process of its own."""
     task, method, seed = wanted
     trained(Task.read(task), method, seed)
+    if method in EXITS:
+        for split in ("validation", "test"):
+            recorded(Task.read(task), method, seed, split)
     return wanted
 
 
@@ -434,7 +457,7 @@ def quieten() -> None:
 
 def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     """Name and settings of the part that a method's figures are kept as."""
-    seed = 0 if METHODS[method] in SEEDLESS else seed
+    seed = 0 if method in SEEDLESS else seed
     if method in RIVALS:
         arguments = arguments_of(task, method, seed)
     else:
@@ -452,12 +475,12 @@ def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     return f"{task}-{re.sub(r'[^A-Za-z0-9]+', '-', method)}-{seed}", settings
 
 
-def read_results(tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def read_results(seeds: Sequence[int]) -> dict[str, Any]:
     """All that is there, by task, method and seed."""
     found: dict[str, Any] = {}
-    for task, method, seed in itertools.product(tasks, METHODS, seeds):
+    for task, method, seed in itertools.product(RECIPES, METHODS, seeds):
         part = part_of(task, method, seed)
-        if PARTS.has(*part) and (METHODS[method] not in SEEDLESS or seed == seeds[0]):
+        if PARTS.has(*part) and (method not in SEEDLESS or seed == seeds[0]):
             own = json.loads((PARTS.path(*part) / "result.json").read_text())
             own["seconds"] = own.get("seconds", 0) + seconds_before(task, method)
             found.setdefault(task, {}).setdefault(method, {})[str(seed)] = own
@@ -465,22 +488,24 @@ def read_results(tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def seconds_before(task: str, method: str) -> float:
-    """Of one core, for the trainings by ``stages.py``, on all cores, and ``training.py``, two at a
-    time, that a method needs; linear ones take next to no time.
-    """
-    if method not in (*CASCADES, *COMPLETE, *TAUGHT):
+    """Of one core, for the trainings by ``stages.py`` and ``speed.py`` that a method needs."""
+    if method.startswith("first") and "distilled" not in method:
         return 0.0
-    # The last stage is a cascade's own, and the teacher of the others; it counts once.
-    whole = json.loads((whole_of(task) / "training.json").read_text())
-    machine = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    spent = float(whole["seconds"]) * machine
-    for name in CASCADES.get(method, (method,)):
+    # The last stage is a cascade's own, and what others begin with or learn from; it counts once.
+    spent, names = trained_in(whole_of(task)), CASCADES.get(method, (method,))
+    if set(names) & set(ENCODERS):
+        spent += teaching(task, training_rows(task, SMALL_RECIPES[task][0]))[1]
+    for name in names:
         if name in RIVALS and name != method:
             spent += trained(Task.read(task), name, 0)[1]
-        elif name in ENCODERS:
-            cell = cell_part((task, name, "distillation", 0))
-            spent += read_part(SMALL_PARTS.path(*cell)).seconds * max(machine // 2, 1)
+        elif name not in RIVALS:
+            spent += trained_in(small(task, name))
     return spent
+
+
+def trained_in(checkpoint: Path) -> float:
+    """Seconds of one core."""
+    return float(json.loads((checkpoint / "training.json").read_text())["core_seconds"])
 
 
 def main() -> None:
@@ -500,8 +525,11 @@ def main() -> None:
         return
     from rivals_report import picture, table
 
-    results = read_results(options.tasks, options.seeds)
-    common.keep("rivals", {"results": results}, table(results))
+    kept = json.loads((common.RESULTS / "rivals.json").read_text())
+    found = read_results(options.seeds)
+    results = kept["results"] | found
+    made_on = kept["made_on"] | dict.fromkeys(found, common.setting())
+    common.keep("rivals", {"made_on": made_on, "results": results}, table(results, made_on))
     picture(results, common.PAGE.parent / "rivals.svg")
 
 

@@ -44,10 +44,12 @@ _FASTEST = 16
 _DEPTH = 16
 
 
-def table(results: Results) -> str:
-    """Accuracy at the same measured speed-up, oracles, every point, then DIS by depth."""
+def table(results: Results, made_on: dict[str, dict[str, Any]]) -> str:
+    """Accuracy at the same measured speed-up, oracles, every point, DIS by depth; and when."""
     parts = (matched, oracles, all_points, inversions)
-    return "\n\n".join("\n".join(part(results)) for part in parts)
+    days = ", ".join(f"{task} on {setting['date']}" for task, setting in made_on.items())
+    shown = ["\n".join(part(results)) for part in parts]
+    return "\n\n".join([*shown, f"Measured: {days}."])
 
 
 def seeds_of(methods: dict[str, dict[str, Any]], family: str) -> list[str]:

@@ -34,7 +34,7 @@ from cascadebert.evaluation.bench_result import BenchResult
 from cascadebert.evaluation.contender import CascadeSubject
 from cascadebert.training.linear import fit_linear
 from stages import training_rows
-from training import ENCODERS, RECIPES, train_stage
+from training import ENCODERS, RECIPES, teaching, train_stage
 
 TASKS = ("sst2", "clinc150", "agnews", "mrpc", "snli")
 STAGES = ("linear", *ENCODERS, "MPNet")
@@ -58,6 +58,8 @@ def train(tasks: list[str]) -> None:
     sst2's validation rows have near duplicates among the training rows: a stage that has seen more
     of these than the last one looks too good on them.
     """
+    for task in tasks:
+        teaching(task, training_rows(task, RECIPES[task][0]))
     jobs = list(itertools.product(tasks, STAGES[:-1]))
     with common.side_by_side(TRAININGS_AT_ONCE) as pool:
         for path in pool.map(small_stage, *zip(*jobs, strict=True)):
@@ -67,12 +69,16 @@ def train(tasks: list[str]) -> None:
 def small_stage(task: str, name: str) -> Path:
     """One small stage; one that is there already is kept."""
     output = common.CHECKPOINTS / task / "small" / name
-    if output.exists():
+    if (output / "training.json").exists():
         return output
+    start = common.core_seconds()
     if name == "linear":
         fit_linear(training_rows(task, RECIPES[task][0]), output)
-        return output
-    return train_stage((task, name, "distillation", 0), output)
+    else:
+        train_stage((task, name, "distillation", 0), output)
+    spent = {"core_seconds": round(common.core_seconds() - start, 1)}
+    (output / "training.json").write_text(json.dumps(spent) + "\n")
+    return output
 
 
 def build(task: str) -> None:

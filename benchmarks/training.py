@@ -70,14 +70,14 @@ def train_stage(cell: Cell, output: Path) -> Path:
     train = training_rows(task, RECIPES[task][0])
     objective = Objective(loss)
     wrong = difficulty(task, encoder, train) if objective.needs_difficulty else None
-    teacher = last_stage(task, train) if objective.needs_teacher else None
+    teacher = teaching(task, train)[0] if objective.needs_teacher else None
     return fine_tune(
         common.CHECKPOINTS / "pretrained" / encoder,
         train,
         output,
         objective=objective,
         difficulty=None if wrong is None else aggregate(wrong, "graded"),
-        teacher=None if teacher is None else Outputs(teacher["train"]),
+        teacher=teacher,
         max_length=MAX_LENGTH,
         **arguments(task, seed),
     )
@@ -115,23 +115,38 @@ def difficulty(task: str, encoder: str, train: Rows) -> np.ndarray:
     return cross_fit(truth, answers, folds=FOLDS, seeds=DIFFICULTY_SEEDS)
 
 
-def last_stage(task: str, train: Rows) -> dict[str, np.ndarray]:
-    """MPNet's logits on the training, validation and test rows."""
+def teaching(task: str, train: Rows) -> tuple[Outputs, float]:
+    """What MPNet says of the training rows, and the seconds of one core that took."""
 
     def make(result: Path, _: Path) -> None:
-        save_logits(result, common.CHECKPOINTS / task / "MPNet", task, train=train)
+        start = common.core_seconds()
+        out = outputs_of(common.CHECKPOINTS / task / "MPNet", train, max_length=MAX_LENGTH)
+        spent = common.core_seconds() - start
+        np.savez(result / "teacher.npz", logits=out.logits, core_seconds=spent)
 
-    part = PARTS.run(f"{task}-MPNet", {"task": task, "rows": train.fingerprint()}, make)
+    part = PARTS.run(f"{task}-teacher", {"task": task, "rows": train.fingerprint()}, make)
+    found = np.load(part / "teacher.npz")
+    return Outputs(found["logits"]), float(found["core_seconds"])
+
+
+def last_stage(task: str) -> dict[str, np.ndarray]:
+    """MPNet's logits on the validation and test rows."""
+
+    def make(result: Path, _: Path) -> None:
+        save_logits(result, common.CHECKPOINTS / task / "MPNet", task)
+
+    part = PARTS.run(f"{task}-MPNet", {"task": task}, make)
     return dict(np.load(part / "logits.npz"))
 
 
-def save_logits(result: Path, checkpoint: Path, task: str, **more: Rows) -> None:
-    """Logits on the validation and test rows, and on whatever other rows."""
+def save_logits(result: Path, checkpoint: Path, task: str) -> None:
+    """Logits on the validation and test rows."""
     folder = common.data_folder(task)
-    splits = {name: read_rows(folder / f"{name}.jsonl") for name in ("validation", "test")} | more
     logits = {
-        name: outputs_of(checkpoint, rows, max_length=MAX_LENGTH).logits
-        for name, rows in splits.items()
+        name: outputs_of(
+            checkpoint, read_rows(folder / f"{name}.jsonl"), max_length=MAX_LENGTH
+        ).logits
+        for name in ("validation", "test")
     }
     np.savez(result / "logits.npz", **logits)
 
@@ -152,7 +167,8 @@ def prepare(job: tuple[str, str]) -> None:
     task, encoder = job
     train = training_rows(task, RECIPES[task][0])
     if encoder == "MPNet":
-        last_stage(task, train)
+        last_stage(task)
+        teaching(task, train)
     else:
         difficulty(task, encoder, train)
 

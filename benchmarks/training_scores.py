@@ -50,7 +50,7 @@ def score(task: str) -> dict[str, Any]:
         truth[split] = np.array([names.index(label) for label in rows.labels or ()])
         flops[split] = {stage: row_flops(stage, rows, len(names)) for stage in (*ENCODERS, "MPNet")}
         flops[split]["linear"] = linear_stage(task, train)[f"{split}_flops"]
-    large = last_stage(task, train)
+    large = last_stage(task)
     result: dict[str, Any] = {
         "rows": len(train),
         "large": own_figures(large, truth),

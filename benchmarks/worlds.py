@@ -86,7 +86,7 @@ def real(task: str, stages: int) -> World:
     small = small_stages(task, "cross_entropy", 0, train)
     if small is None:
         raise SystemExit(f"{task}: run 'training.py run --tasks {task}' first")
-    logits = [small["MiniLM-L3"], small["MiniLM-L6"], last_stage(task, train)]
+    logits = [small["MiniLM-L3"], small["MiniLM-L6"], last_stage(task)]
     logits = {2: logits[::2], 3: logits, 4: [linear_stage(task, train), *logits]}[stages]
     splits = ("validation", "test")
     rows = [read_rows(common.data_folder(task) / f"{s}.jsonl", with_labels=True) for s in splits]
