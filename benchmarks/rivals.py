@@ -279,14 +279,16 @@ def early_exit(task: Task, method: str, seed: int) -> dict[str, Any]:
 
 def recorded(task: Task, method: str, seed: int, split: str) -> Recording:
     """What every exit of a rival says of a split."""
+    rows: Rows = getattr(task, split)
 
     def make(result: Path, _: Path) -> None:
         rival, _ = trained(task, method, seed)
         assert isinstance(rival, EarlyExit)
-        np.savez(result / "recording.npz", **vars(rival.record(getattr(task, split))))
+        np.savez(result / "recording.npz", **vars(rival.record(rows)))
 
     name, settings = part_of(task.name, method, seed)
-    part = PARTS.run(f"{name}-{split}", settings, make)
+    own = {key: settings[key] for key in TRAINING_SETTINGS} | {"answered": rows.fingerprint()}
+    part = PARTS.run(f"{name}-{split}", own, make)
     return Recording(**np.load(part / "recording.npz"))
 
 
