@@ -191,7 +191,7 @@ def arguments_of(task: str, method: str, seed: int) -> dict[str, Any]:
         _, epochs, rate = SMALL_RECIPES[task]
     elif method == "MoEBERT":
         _, _, rate = RECIPES[task]["MPNet"]
-    exits = {"fine_tuned": True, "exit_learning_rate": EXIT_LEARNING_RATE}
+    exits = {"fine_tuned": True, "pooling": "mean", "exit_learning_rate": EXIT_LEARNING_RATE}
     return {
         "max_length": MAX_LENGTH,
         # Of each of four phases.

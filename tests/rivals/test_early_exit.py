@@ -24,7 +24,7 @@ from cascadebert.rivals.blocks import ARCHITECTURES
 from cascadebert.rivals.deebert import DeeBERT, entropy
 from cascadebert.rivals.early_exit import EarlyExit, exit_losses
 from cascadebert.rivals.first_layers import first_layers
-from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.network import FIRST, MEAN, POOLINGS, ExitNetwork
 from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.regrouping import run_with_exits
 from cascadebert.rivals.rival import tokenized
@@ -39,9 +39,9 @@ SHORT = {"num_train_epochs": 1, "per_device_train_batch_size": 16}
 METHODS = (DeeBERT, ShallowDeep, PABEE, BERxiT)
 
 
-def network_of(folder: Path, outputs: int = 3) -> ExitNetwork:
+def network_of(folder: Path, pooling: str = FIRST) -> ExitNetwork:
     torch.manual_seed(0)
-    network = CertainNetwork(AutoModel.from_pretrained(folder), outputs)
+    network = CertainNetwork(AutoModel.from_pretrained(folder), 3, None, None, pooling)
     with torch.no_grad():
         for ramp in network.exits:
             ramp.out.weight.normal_(std=1.0)
@@ -67,15 +67,23 @@ def test_layer_by_layer_gives_the_hidden_states_of_transformers(
         theirs = AutoModel.from_pretrained(folder).eval()(**inputs, output_hidden_states=True)
         expected = torch.stack([states[:, 0] for states in theirs.hidden_states[1:]])
         torch.testing.assert_close(network.states(inputs), expected, rtol=1e-4, atol=1e-4)
+        # The mean of each row's tokens, but for the last exit.
+        found = network_of(folder, MEAN).states(inputs)
+        lengths = inputs["attention_mask"].sum(dim=1)
+        for row, length in enumerate(lengths):
+            kept = torch.stack([own[row, :length] for own in theirs.hidden_states[1:-1]])
+            torch.testing.assert_close(found[:-1, row], kept.mean(dim=1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[-1], expected[-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "roberta"])
 @pytest.mark.parametrize("budget", [8, 64, 4096])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_regrouped_rows_get_the_answers_of_single_rows(
-    name: str, budget: int, checkpoints: dict[str, Path]
+    name: str, budget: int, pooling: str, checkpoints: dict[str, Path]
 ) -> None:
     folder = checkpoints[name]
-    network, tokens = network_of(folder), tokens_of(folder)
+    network, tokens = network_of(folder, pooling), tokens_of(folder)
     with torch.inference_mode():
         first = network(**inputs_of(folder, TEXTS))[0].softmax(dim=1).amax(dim=1)
     # In the widest gap between the surest and the least sure quarter, so that rounding decides
@@ -95,12 +103,13 @@ def test_regrouped_rows_get_the_answers_of_single_rows(
     assert 0 < (together.layer == 1).sum() < len(TEXTS)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", ["bert", "mpnet", "xlm-roberta"])
 def test_all_that_leave_after_a_layer_get_its_off_ramp(
-    name: str, checkpoints: dict[str, Path]
+    name: str, pooling: str, checkpoints: dict[str, Path]
 ) -> None:
     folder = checkpoints[name]
-    network = network_of(folder)
+    network = network_of(folder, pooling)
     with torch.inference_mode():
         ramps = network(**inputs_of(folder, TEXTS)).numpy()
     for layer in range(1, network.depth + 1):
@@ -179,7 +188,8 @@ def test_out_of_a_fine_tuned_classifier(
 ) -> None:
     """Its labels keep their order, its head is every exit, and not to exit is what it answers."""
     folder = checkpoints[name]
-    rival = method(folder, fine_tuned=True, learning_rate=1e-12, **SHORT).fit(ROWS)
+    settings = {"fine_tuned": True, "pooling": MEAN, "learning_rate": 1e-12}
+    rival = method(folder, **settings, **SHORT).fit(ROWS)
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert rival.labels == list(classifier.config.id2label.values())
     inputs = inputs_of(folder, TEXTS)
@@ -346,6 +356,8 @@ def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
         PABEE(checkpoints["electra"], fine_tuned=True).fit(ROWS)
     with pytest.raises(InputError, match=r"labels \['none'\] are in the rows and not among"):
         PABEE(checkpoints["bert"], fine_tuned=True).fit(Rows(["a"], None, ["none"]))
+    with pytest.raises(InputError, match="exits cannot read 'max'; give one of first, mean"):
+        PABEE(checkpoints["bert"], pooling="max").fit(ROWS)
     with pytest.raises(InputError, match="a regression begins with a pre-trained encoder"):
         PABEE(checkpoints["bert"], regression=True, fine_tuned=True)
     with pytest.raises(InputError, match="DeeBERT is for classes"):

@@ -7,8 +7,8 @@ squared error to whether it is (of a regression: to 1 - tanh |error|), in which 
 a constant. A row leaves at the first layer whose certainty is above a threshold. The authors' code
 stores 1 - u and leaves below.
 
-Other than in the code: h_i is the layer's state of the first token, as in the paper, not that state
-after the pooler; rows that stay are batched anew after each layer.
+Other than in the code: h_i is the layer's state of the first token, as in the paper, or what else
+the exits read, not that state after the pooler; rows that stay are batched anew after each layer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ from cascadebert.rivals.regrouping import Leaves
 class CertainNetwork(ExitNetwork):
     """A network with exits that says of each how certain it is."""
 
-    def __init__(
-        self, encoder: Any, outputs: int, layers: int | None = None, head: Head | None = None
-    ) -> None:
-        super().__init__(encoder, outputs, layers, head)
+    def __init__(self, encoder: Any, outputs: int, *made: Any) -> None:
+        super().__init__(encoder, outputs, *made)
         self.certain = nn.Linear(self.width, 1)
 
     def certainty(self, states: Tensor) -> Tensor:
         """That the exit is right, 0 to 1, (..., rows).
 
         Args:
-            states: of the first token, (..., rows, width).
+            states: that the exits read, (..., rows, width).
         """
         certainty: Tensor = self.certain(states)[..., 0].float().sigmoid()
         return certainty
@@ -53,7 +51,7 @@ class BERxiT(EarlyExit):
     knobs = (1.0, *(1 - np.geomspace(1e-6, 0.99, 80)).tolist())
 
     def build(self, outputs: int, encoder: Any, head: Head | None) -> CertainNetwork:
-        return CertainNetwork(encoder, outputs, self._layers, head)
+        return CertainNetwork(encoder, outputs, self._layers, head, self._pooling)
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(_alternating),)

@@ -133,7 +133,8 @@ class COSTEFF(EarlyExit):
         assert self._assistant is not None
         with torch.no_grad():
             expected = self._assistant.to(labels.device).hidden_states(inputs)
-            answers = self._assistant.off_ramps(torch.stack([own[:, 0] for own in expected[1:]]))
+            read = self._assistant.read_all(expected[1:], inputs["attention_mask"])
+            answers = self._assistant.off_ramps(read)
         found, logits = balanced(network, inputs)
         tokens = inputs["attention_mask"].bool()
         apart = [
@@ -168,7 +169,8 @@ def balanced(network: ExitNetwork, inputs: Mapping[str, Tensor]) -> tuple[list[T
         hidden = network.layer(number, hidden, surroundings)
         states.append(hidden)
         above = network.depth - number
-        logits.append(network.exits[number - 1](scaled(hidden[:, 0], 1 / (above + 1))))
+        read = network.read(number, hidden, inputs["attention_mask"])
+        logits.append(network.exits[number - 1](scaled(read, 1 / (above + 1))))
         hidden = scaled(hidden, above / (above + 1))
     return states, torch.stack(logits)
 

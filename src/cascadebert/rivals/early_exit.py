@@ -19,7 +19,7 @@ from cascadebert.data import Rows, as_rows, evenly
 from cascadebert.errors import InputError
 from cascadebert.machine import usable_cores
 from cascadebert.rivals.fitting import Loss, train
-from cascadebert.rivals.network import ExitNetwork, Head, LastExit, head_of
+from cascadebert.rivals.network import FIRST, ExitNetwork, Head, LastExit, head_of
 from cascadebert.rivals.regrouping import Leaves, run_with_exits
 from cascadebert.rivals.rival import (
     Answers,
@@ -60,8 +60,7 @@ class Recording:
 
     Attributes:
         logits: float32 of shape (layers, rows, outputs).
-        states: of the first token after all layers but the last, float32 of shape
-            (layers - 1, rows, width).
+        states: that all exits but the last read, float32 of shape (layers - 1, rows, width).
         tokens: of each row, int64 (rows,).
     """
 
@@ -77,6 +76,8 @@ class EarlyExit(Rival):
         checkpoint: folder or hub name of a pre-trained encoder.
         fine_tuned: whether it is a classifier that was fine-tuned already, on these labels: then
             every exit begins with its head.
+        pooling: what all exits but the last read of a row, of
+            :data:`~cascadebert.rivals.network.POOLINGS`.
         layers: that are kept, from the first; by default all.
         regression: whether labels are numbers, written as strings.
         max_length: tokens a row is cut at, where the encoder has so many positions.
@@ -105,6 +106,7 @@ class EarlyExit(Rival):
         checkpoint: str | PathLike[str],
         *,
         fine_tuned: bool = False,
+        pooling: str = FIRST,
         layers: int | None = None,
         regression: bool = False,
         max_length: int = 128,
@@ -117,6 +119,7 @@ class EarlyExit(Rival):
             raise InputError("a regression begins with a pre-trained encoder; leave fine_tuned out")
         self._checkpoint = checkpoint
         self._fine_tuned = fine_tuned
+        self._pooling = pooling
         self._layers = layers
         self._regression = regression
         self._max_length = max_length
@@ -139,7 +142,7 @@ class EarlyExit(Rival):
 
     def build(self, outputs: int, encoder: Any, head: Head | None) -> ExitNetwork:
         """The network before it is trained; see :class:`ExitNetwork`."""
-        return ExitNetwork(encoder, outputs, self._layers, head)
+        return ExitNetwork(encoder, outputs, self._layers, head, self._pooling)
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)
@@ -231,9 +234,9 @@ class EarlyExit(Rival):
         logits = np.empty((network.depth, len(rows), network.outputs), np.float32)
         states = np.empty((network.depth - 1, len(rows), network.width), np.float32)
 
-        def keep(number: int, own: Tensor, first: Tensor, positions: NDArray[np.int64]) -> Tensor:
+        def keep(number: int, own: Tensor, read: Tensor, positions: NDArray[np.int64]) -> Tensor:
             logits[number - 1, positions] = own.float().cpu().numpy()
-            states[number - 1, positions] = first.float().cpu().numpy()
+            states[number - 1, positions] = read.float().cpu().numpy()
             return torch.zeros(len(own), dtype=torch.bool, device=own.device)
 
         answers = self._through(rows, keep)

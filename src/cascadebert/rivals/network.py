@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,13 +28,18 @@ class Surroundings:
     mask: Tensor
     position_bias: Tensor | None
 
+    @property
+    def tokens(self) -> Tensor:
+        """Where there is a token and no padding, bool of shape (rows, tokens)."""
+        return self.mask[:, 0, 0] == 0
+
     def take(self, rows: Tensor | slice) -> Surroundings:
         """The same for some of the rows."""
         return Surroundings(self.mask[rows], self.position_bias)
 
 
 class Exit(nn.Module):
-    """A classifier on the first token's state: a layer with tanh as BERT's pooler, then logits."""
+    """A classifier on one state a row: a layer with tanh as BERT's pooler, then logits."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -43,10 +48,14 @@ class Exit(nn.Module):
         self.out = nn.Linear(width, outputs)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (rows, outputs) of first-token states (rows, width)."""
+        """Logits (rows, outputs) of states (rows, width)."""
         logits: Tensor = self.out(self.dropout(torch.tanh(self.dense(states))))
         return logits
 
+
+FIRST, MEAN = POOLINGS = ("first", "mean")
+"""What an exit reads of a row: the state of its first token, as in the papers, or the mean of all,
+where the encoder was pre-trained with that and the first token says little before the end."""
 
 Head = tuple[nn.Linear, nn.Linear]
 """What an exit consists of, but for the tanh between the two layers."""
@@ -78,9 +87,10 @@ class ExitNetwork(nn.Module):
         layers: that are kept, from the first; by default all.
         head: of a fine-tuned classifier, which every exit begins with. By default exits are
             random, but for a pre-trained pooler.
+        pooling: what inner exits read, of :data:`POOLINGS`; the last one reads the first token.
 
     Raises:
-        InputError: another architecture, or more layers than there are.
+        InputError: another architecture or pooling, or more layers than there are.
     """
 
     def __init__(
@@ -89,8 +99,11 @@ class ExitNetwork(nn.Module):
         outputs: int,
         layers: int | None = None,
         head: Head | None = None,
+        pooling: str = FIRST,
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"exits cannot read {pooling!r}; give one of {', '.join(POOLINGS)}")
         config: Any = encoder.config
         refuse_other_architecture(config.model_type)
         kept = config.num_hidden_layers if layers is None else layers
@@ -102,6 +115,7 @@ class ExitNetwork(nn.Module):
         self.encoder.encoder.layer = self.encoder.encoder.layer[:kept]
         config.num_hidden_layers = kept
         self.outputs = outputs
+        self.pooling = pooling
         self.width = int(config.hidden_size)
         self.exits = nn.ModuleList(
             Exit(config.hidden_size, outputs, config.hidden_dropout_prob) for _ in range(kept)
@@ -168,9 +182,28 @@ class ExitNetwork(nn.Module):
             found.append(self.layer(number, found[-1], surroundings))
         return found
 
+    def read(self, number: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """What the exit after a layer reads, (rows, width).
+
+        Args:
+            number: of the layer, from 1.
+            hidden: after that layer, (rows, tokens, width).
+            tokens: nonzero where there is a token and no padding, (rows, tokens).
+        """
+        if self.pooling == FIRST or number == self.depth:
+            return hidden[:, 0]
+        kept = tokens.to(hidden.dtype)
+        return (kept[:, None] @ hidden)[:, 0] / kept.sum(dim=1, keepdim=True)
+
+    def read_all(self, hidden: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        """What every exit reads, (layers, rows, width), of the states after every layer."""
+        return torch.stack(
+            [self.read(number, own, tokens) for number, own in enumerate(hidden, start=1)]
+        )
+
     def states(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """First-token states after every layer, (layers, rows, width)."""
-        return torch.stack([hidden[:, 0] for hidden in self.hidden_states(inputs)[1:]])
+        """What every exit reads, (layers, rows, width), of what the tokenizer made."""
+        return self.read_all(self.hidden_states(inputs)[1:], inputs["attention_mask"])
 
     def off_ramps(self, states: Tensor) -> Tensor:
         """Logits of every exit, (layers, rows, outputs), out of :meth:`states`."""

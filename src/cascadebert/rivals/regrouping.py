@@ -22,7 +22,7 @@ from cascadebert.stage import TokenizedRows
 
 Leaves = Callable[[int, Tensor, Tensor, NDArray[np.int64]], Tensor]
 """Which rows leave after a layer: called with its number from 1, the logits of its exit, the
-first-token states and the positions of the rows; returns bool of shape (rows,)."""
+states that this reads and the positions of the rows; returns bool of shape (rows,)."""
 
 # Of which hidden states are held at a time: 100 MB in bfloat16 for a width of 768.
 _WINDOW_TOKENS = 65_536
@@ -77,10 +77,12 @@ def run_with_exits(
             for number in range(1, network.depth + 1):
                 staying = []
                 for group in groups:
-                    group.hidden, ramp = _layer(network, number, group, token_budget)
+                    group.hidden = _layer(network, number, group, token_budget)
+                    states = network.read(number, group.hidden, group.surroundings.tokens)
+                    ramp = network.exits[number - 1](states)
                     gone = torch.ones(len(ramp), dtype=torch.bool, device=ramp.device)
                     if number < network.depth:
-                        gone = leaves(number, ramp, group.hidden[:, 0], group.positions)
+                        gone = leaves(number, ramp, states, group.positions)
                     out = gone.cpu().numpy()
                     logits[group.positions[out]] = ramp[gone].float().cpu().numpy()
                     layer[group.positions[out]] = number
@@ -110,15 +112,12 @@ def _groups(
         yield _Group(positions, hidden, surroundings)
 
 
-def _layer(
-    network: ExitNetwork, number: int, group: _Group, token_budget: int
-) -> tuple[Tensor, Tensor]:
-    """Hidden states after a layer, batch by batch, and the logits of its exit."""
+def _layer(network: ExitNetwork, number: int, group: _Group, token_budget: int) -> Tensor:
+    """Hidden states after a layer, batch by batch."""
     rows_a_batch = max(token_budget // group.hidden.shape[1], 1)
     batches = -(-len(group.hidden) // rows_a_batch)
     parts = []
     for part in torch.tensor_split(torch.arange(len(group.hidden)), batches):
         span = slice(int(part[0]), int(part[-1]) + 1)
         parts.append(network.layer(number, group.hidden[span], group.surroundings.take(span)))
-    hidden = torch.cat(parts)
-    return hidden, network.exits[number - 1](hidden[:, 0])
+    return torch.cat(parts)
