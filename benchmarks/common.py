@@ -32,9 +32,12 @@ def data_folder(task: str) -> Path:
 
 
 def side_by_side(jobs: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
-    """So many processes that share the cores: one training of a small stage does not fill them."""
+    """So many processes at a time, one a job, that share the cores: one training of a small stage
+    does not fill them.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, context, initializer, max_tasks_per_child=1)
 
 
 def core_seconds() -> float:

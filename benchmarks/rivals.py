@@ -2,10 +2,10 @@
 
     CASCADEBERT_DATA=... python benchmarks/rivals.py train [--tasks mrpc ...] [--seeds 0] [--jobs 2]
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
-    python benchmarks/rivals.py table
+    CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
-Needs MPNet (``stages.py``) and the small stages (``training.py run``, ``speed.py train``). All see
-the rows that MPNet saw. The first layers are trained as the small stages are. What is made of MPNet
+Needs MPNet (``stages.py``) and the small stages (``speed.py train``). Rivals see the rows that
+MPNet saw. The first layers are trained as the small stages are. What is made of MPNet
 begins with the fine-tuned one, as who has that would, and gets one more epoch, with an accelerator
 three: DeeBERT for its second stage, as the first is what fine-tuned it; COST-EFF half as much for
 each of its four phases. Learning rates are those that were better on sst2's validation rows;
@@ -15,12 +15,13 @@ All run in torch, in bfloat16 where that is fast. A method's settings are chosen
 rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a
 cascade fewer seconds. Accuracy is that on the test rows, of which every exit and every stage
 answers each once; some of the rows are answered again, as a user would have it, and timed in turn
-with the whole model. What stands in the table at 2, 3 and 4 times is what two neighbouring settings
-reach if each gets so many rows that the time is right. What training took is told in seconds of one
-core, or of the accelerator.
+with the whole model. That is carried to all test rows by the operations that both take: how many
+rows go how far differs from sample to sample, how long an operation takes does not. What stands in
+the table at 2, 3 and 4 times is what two neighbouring settings reach if each gets so many rows that
+the time is right. What training took is told in seconds of one core, or of the accelerator.
 
 What is finished is kept in ``checkpoints/rivals``; ``run`` trains what is not, one after the other.
-``table`` takes the tasks that are there, and leaves the others as they stand in the results.
+``table`` puts the tasks that are there in the place of those in the results, and leaves others.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.stage import Stage, StageRun, TransformerStage, row_costs
 from cascadebert.training.outputs import bf16_is_fast
-from cascadebert.training.parts import Parts
+from cascadebert.training.parts import Parts, checkpoint_fingerprint
 from speed import validation_rows
 from stages import RECIPES, training_rows
 from training import ENCODERS, MAX_LENGTH, teaching
@@ -95,6 +96,7 @@ RIVALS: dict[str, Callable[..., Rival]] = {
 EPOCHS = 3.0 if torch.accelerator.is_available() else 1.0
 # MPNet's own 3e-5 did worse on sst2's validation rows, but for MoEBERT.
 LEARNING_RATE, EXIT_LEARNING_RATE = 1e-4, 1e-3
+FIRST_LAYERS = ("first 3 layers", "first 4 layers", "first 6 layers")
 EXITS = ("DeeBERT", "Shallow-Deep", "PABEE", "BERxiT", "COST-EFF")
 CASCADES = {
     "cascade: L3, L6, MPNet": ("MiniLM-L3", "MiniLM-L6"),
@@ -103,7 +105,6 @@ CASCADES = {
     "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", "DPF, 75% of heads and columns"),
 }
 """What goes before MPNet: small stages, and rivals as stages."""
-TRAINING_SETTINGS = ("task", "method", "rows", "arguments")
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 250
 WARM_UP_ROWS = 32
@@ -139,13 +140,13 @@ class Setting:
     Attributes:
         run: answers rows; this is timed.
         accuracy: on the test rows.
-        flops, layers: that these take in all, by counting.
+        flops, layers: that each of these takes, by counting, (rows,).
     """
 
     run: Callable[[Rows], object]
     accuracy: float
-    flops: float
-    layers: float
+    flops: np.ndarray
+    layers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def measure(task: Task, settings: dict[str, Setting]) -> list[dict[str, Any]]:
         What :class:`Point` has, of the whole model and of every setting.
     """
     runs = {"whole": alone(task, WHOLE, 0), **settings}
-    timed = some(task.test, TIMED_ROWS)
+    whole, positions = runs["whole"], evenly(len(task.test), TIMED_ROWS)
+    timed = task.test.take(positions.tolist())
     for setting in runs.values():
         setting.run(some(timed, WARM_UP_ROWS))
     rounds = []
@@ -218,16 +220,18 @@ def measure(task: Task, settings: dict[str, Setting]) -> list[dict[str, Any]]:
         rounds.append({name: seconds_of(runs[name], timed) for name in names})
     points = []
     for name, setting in runs.items():
-        ratios = [once["whole"] / once[name] for once in rounds]
+        counted = whole.flops.sum() / setting.flops.sum()
+        carried = counted / (whole.flops[positions].sum() / setting.flops[positions].sum())
+        ratios = [carried * once["whole"] / once[name] for once in rounds]
         points.append(
             Point(
                 name,
                 setting.accuracy,
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-                runs["whole"].flops / setting.flops,
-                runs["whole"].layers / setting.layers,
+                float(statistics.median(ratios)),
+                float(min(ratios)),
+                float(max(ratios)),
+                float(counted),
+                float(whole.layers.sum() / setting.layers.sum()),
             )
         )
     return [asdict(point) for point in points]
@@ -248,8 +252,8 @@ def trained(task: Task, method: str, seed: int) -> tuple[Rival, float]:
         rival.fit(task.train)
         torch.save((rival, common.core_seconds() - start), result / "rival.pt")
 
-    name, settings = part_of(task.name, method, seed)
-    part = PARTS.run(f"{name}-trained", {key: settings[key] for key in TRAINING_SETTINGS}, make)
+    name, settings = name_of(task, method, seed), training_of(task, method, seed)
+    part = PARTS.run(f"{name}-trained", settings, make)
     rival, spent = torch.load(part / "rival.pt", weights_only=False)
     return rival, spent
 
@@ -267,12 +271,12 @@ def early_exit(task: Task, method: str, seed: int) -> dict[str, Any]:
         return Setting(
             functools.partial(rival.predict, knob=knob),
             float(task.right(answers.logits.argmax(axis=1)).mean()),
-            float(rival.cost(answers).sum()),
-            float(answers.layer.sum()),
+            rival.cost(answers),
+            answers.layer,
         )
 
     return {
-        "points": measure(task, {f"{knob:.6g}": setting(knob) for knob in dict.fromkeys(knobs)}),
+        "points": measure(task, {str(knob): setting(knob) for knob in dict.fromkeys(knobs)}),
         "dis": {str(k + 1): inversion(task, ramp) for k, ramp in enumerate(recording.logits)},
         "seconds": spent,
     }
@@ -287,9 +291,8 @@ def recorded(task: Task, method: str, seed: int, split: str) -> Recording:
         assert isinstance(rival, EarlyExit)
         np.savez(result / "recording.npz", **vars(rival.record(rows)))
 
-    name, settings = part_of(task.name, method, seed)
-    own = {key: settings[key] for key in TRAINING_SETTINGS} | {"answered": rows.fingerprint()}
-    part = PARTS.run(f"{name}-{split}", own, make)
+    settings = training_of(task, method, seed) | {"answered": rows.fingerprint()}
+    part = PARTS.run(f"{name_of(task, method, seed)}-{split}", settings, make)
     return Recording(**np.load(part / "recording.npz"))
 
 
@@ -315,8 +318,8 @@ def alone(task: Task, name: str, seed: int) -> Setting:
     return Setting(
         whole_cascade(task.name).with_stages([stage_of(task.name, name, seed)]).predict,
         float(task.right(run.logits.argmax(axis=1)).mean()),
-        float(row_costs([run], "flops").sum()),
-        float(row_costs([run], "layers").sum()),
+        row_costs([run], "flops")[:, 0],
+        row_costs([run], "layers")[:, 0],
     )
 
 
@@ -355,8 +358,7 @@ def under(task: Task, made: Cascade, policy: Policy, runs: Sequence[StageRun]) -
     tuned.routing = policy.routing
     classes, _ = policy.apply(logits, logits=True)
     flops, layers = (
-        float(policy.costs(logits, row_costs(runs, kind), logits=True).sum())
-        for kind in ("flops", "layers")
+        policy.costs(logits, row_costs(runs, kind), logits=True) for kind in ("flops", "layers")
     )
     return Setting(tuned.predict, float(task.right(classes).mean()), flops, layers)
 
@@ -417,16 +419,18 @@ SEEDLESS = (*ENCODERS, *CASCADES)
 def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
     """Train and time all that is not there yet."""
     for name, seed, method in itertools.product(tasks, seeds, methods):
-        if method in SEEDLESS and seed != seeds[0]:
+        if method in SEEDLESS and seed:
             continue
-
-        found = functools.partial(keep_figures, name, method, seed)
-        PARTS.run(*part_of(name, method, seed), found)
+        task = Task.read(name)
+        PARTS.run(*part_of(task, method, seed), functools.partial(find, task, method, seed))
         print(name, method, seed, flush=True)
 
 
-def keep_figures(task: str, method: str, seed: int, result: Path, _: Path) -> None:
-    figures = METHODS[method](Task.read(task), method, seed)
+def find(task: Task, method: str, seed: int, result: Path, _: Path) -> None:
+    """Measure a method, and keep what was found."""
+    figures = METHODS[method](task, method, seed)
+    figures["seconds"] = figures.get("seconds", 0) + seconds_before(task, method)
+    figures["setting"] = common.setting()
     (result / "result.json").write_text(json.dumps(figures))
 
 
@@ -435,7 +439,7 @@ def train(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], jo
     wanted = [
         (task, method, seed)
         for task, seed, method in itertools.product(tasks, seeds, methods)
-        if method in RIVALS and not PARTS.has(*part_of(task, method, seed))
+        if method in RIVALS
     ]
     with common.side_by_side(jobs, quieten) as pool:
         for done in pool.map(train_one, wanted):
@@ -458,51 +462,82 @@ def quieten() -> None:
     warnings.simplefilter("ignore", CascadeWarning)
 
 
-def part_of(task: str, method: str, seed: int) -> tuple[str, dict[str, Any]]:
+def name_of(task: Task, method: str, seed: int) -> str:
+    return f"{task.name}-{re.sub(r'[^A-Za-z0-9]+', '-', method)}-{seed}"
+
+
+def part_of(task: Task, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     """Name and settings of the part that a method's figures are kept as."""
-    seed = 0 if method in SEEDLESS else seed
-    if method in RIVALS:
-        arguments = arguments_of(task, method, seed)
-    else:
-        names = [name for name in CASCADES.get(method, ()) if name in RIVALS]
-        arguments = {name: arguments_of(task, name, seed) for name in names}
     settings = {
-        "task": task,
         "method": method,
-        "rows": RECIPES[task]["MPNet"][0],
-        "arguments": arguments,
-        "machine": machine_name(),
+        "made_of": [
+            training_of(task, name, seed) if name in RIVALS else known(place_of(task, name))
+            for name in (*CASCADES.get(method, (method,)), WHOLE)
+        ],
+        "answered": [task.validation.fingerprint(), task.test.fingerprint()],
+        "timed": (TIMED_ROWS, ROUNDS),
         "speedups": SPEEDUPS,
-        "validation_test_timed": (VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS),
+        "machine": machine_name(),
+        "runtime": RUNTIME,
     }
-    return f"{task}-{re.sub(r'[^A-Za-z0-9]+', '-', method)}-{seed}", settings
+    return name_of(task, method, seed), settings
 
 
-def read_results(seeds: Sequence[int]) -> dict[str, Any]:
-    """All that is there, by task, method and seed."""
+def training_of(task: Task, method: str, seed: int) -> dict[str, Any]:
+    """What a rival's weights depend on."""
+    places = [PRETRAINED] if method.startswith("first") else []
+    if method not in FIRST_LAYERS:
+        places.append(whole_of(task.name))
+    return {
+        "method": method,
+        "rows": task.train.fingerprint(),
+        "arguments": arguments_of(task.name, method, seed),
+        "made_of": [known(place) for place in places],
+    }
+
+
+@functools.cache
+def known(checkpoint: Path) -> str:
+    return checkpoint_fingerprint(checkpoint)
+
+
+def place_of(task: Task, name: str) -> Path:
+    """Where the whole model or a small stage lies."""
+    return whole_of(task.name) if name == WHOLE else small(task.name, name)
+
+
+def read_results(seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that is there, by task, method and seed; and the setting that each task was run in."""
     found: dict[str, Any] = {}
-    for task, method, seed in itertools.product(RECIPES, METHODS, seeds):
-        part = part_of(task, method, seed)
-        if PARTS.has(*part) and (method not in SEEDLESS or seed == seeds[0]):
-            own = json.loads((PARTS.path(*part) / "result.json").read_text())
-            own["seconds"] = own.get("seconds", 0) + seconds_before(task, method)
-            found.setdefault(task, {}).setdefault(method, {})[str(seed)] = own
-    return found
+    made_on: dict[str, Any] = {}
+    for name in RECIPES:
+        if not whole_of(name).exists():
+            continue
+        task = Task.read(name)
+        for method, seed in itertools.product(METHODS, seeds):
+            if method in SEEDLESS and seed:
+                continue
+            part = part_of(task, method, seed)
+            if PARTS.has(*part):
+                own = json.loads((PARTS.path(*part) / "result.json").read_text())
+                made_on[name] = own.pop("setting")
+                found.setdefault(name, {}).setdefault(method, {})[str(seed)] = own
+    return found, made_on
 
 
-def seconds_before(task: str, method: str) -> float:
+def seconds_before(task: Task, method: str) -> float:
     """Of one core, for the trainings by ``stages.py`` and ``speed.py`` that a method needs."""
-    if method.startswith("first") and "distilled" not in method:
+    if method in FIRST_LAYERS:
         return 0.0
     # The last stage is a cascade's own, and what others begin with or learn from; it counts once.
-    spent, names = trained_in(whole_of(task)), CASCADES.get(method, (method,))
+    spent, names = trained_in(whole_of(task.name)), CASCADES.get(method, (method,))
     if set(names) & set(ENCODERS):
-        spent += teaching(task, training_rows(task, SMALL_RECIPES[task][0]))[1]
+        spent += teaching(task.name, training_rows(task.name, SMALL_RECIPES[task.name][0]))[1]
     for name in names:
         if name in RIVALS and name != method:
-            spent += trained(Task.read(task), name, 0)[1]
+            spent += trained(task, name, 0)[1]
         elif name not in RIVALS:
-            spent += trained_in(small(task, name))
+            spent += trained_in(small(task.name, name))
     return spent
 
 
@@ -520,6 +555,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     options = parser.parse_args()
     quieten()
+    if options.jobs > 1 and torch.accelerator.is_available():
+        parser.error("trainings side by side cannot be timed on an accelerator; leave --jobs out")
     if options.action == "train":
         train(options.tasks, options.methods, options.seeds, options.jobs)
         return
@@ -529,9 +566,8 @@ def main() -> None:
     from rivals_report import picture, table
 
     kept = json.loads((common.RESULTS / "rivals.json").read_text())
-    found = read_results(options.seeds)
-    results = kept["results"] | found
-    made_on = kept["made_on"] | dict.fromkeys(found, common.setting())
+    found, found_on = read_results(options.seeds)
+    results, made_on = kept["results"] | found, kept["made_on"] | found_on
     common.keep("rivals", {"made_on": made_on, "results": results}, table(results, made_on))
     picture(results, common.PAGE.parent / "rivals.svg")
 

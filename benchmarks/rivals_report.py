@@ -174,13 +174,21 @@ def all_points(results: Results) -> list[str]:
             if point["setting"] == "whole":
                 continue
             lines.append(
-                f"| {task} | {method} | {seed} | {point['setting']} "
+                f"| {task} | {method} | {seed} | {shown(point['setting'])} "
                 f"| {100 * point['accuracy']:.1f} | {point['speedup']:.2f} "
                 f"({point['least']:.2f}–{point['most']:.2f}) "
                 f"| {point['flops_speedup']:.2f} | {point['layers_speedup']:.2f} "
                 f"| {own['seconds']:,.0f} |"
             )
     return lines
+
+
+def shown(setting: str) -> str:
+    """A knob with as many digits as tell, anything else as it is."""
+    try:
+        return f"{float(setting):.6g}"
+    except ValueError:
+        return setting
 
 
 def inversions(results: Results) -> list[str]:

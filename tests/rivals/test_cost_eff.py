@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import blocks
 from cascadebert.rivals.cost_eff import COSTEFF, balanced, best, factorise_embeddings, scaled
-from cascadebert.rivals.network import ExitNetwork
+from cascadebert.rivals.network import MEAN, POOLINGS, ExitNetwork
 from conftest import CORPUS, LABELS, inputs_of
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
 
 
 @pytest.mark.parametrize("name", ["mpnet", "roberta"])
-def test_training_gives_a_slender_network(name: str, checkpoints: dict[str, Path]) -> None:
-    rival = COSTEFF(checkpoints[name], embedding_rank=8, prunes=2, num_train_epochs=1).fit(ROWS)
+@pytest.mark.parametrize("begun", [{}, {"fine_tuned": True, "pooling": MEAN}], ids=["", "tuned"])
+def test_training_gives_a_slender_network(
+    name: str, begun: dict[str, Any], checkpoints: dict[str, Path]
+) -> None:
+    settings = {"embedding_rank": 8, "prunes": 2, "num_train_epochs": 1, **begun}
+    rival = COSTEFF(checkpoints[name], **settings).fit(ROWS)
     encoder = rival.network.encoder
     assert [block.heads for block in blocks(encoder)] == [1, 1]
     assert [block.columns for block in blocks(encoder)] == [32, 32]
@@ -49,11 +54,15 @@ def test_no_pruning_and_a_full_rank_leave_the_network_as_it_is(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_every_exit_pulls_alike_at_the_embeddings(checkpoints: dict[str, Path]) -> None:
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_exit_pulls_alike_at_the_embeddings(
+    pooling: str, checkpoints: dict[str, Path]
+) -> None:
     """The weights of the paths of exit i come to 1 / n at the bottom, whatever i is."""
     folder = checkpoints["xlm-roberta"]
-    network = ExitNetwork(AutoModel.from_pretrained(folder), 3).eval()
+    network = ExitNetwork(AutoModel.from_pretrained(folder), 3, pooling=pooling).eval()
     inputs = inputs_of(folder)
+    torch.testing.assert_close(balanced(network, inputs)[1], network(**inputs))
     grads = []
     for rescaled in (False, True):
         own = copy.deepcopy(network)

@@ -210,6 +210,11 @@ def test_deebert_leaves_a_fine_tuned_classifier_as_it_is(checkpoints: dict[str, 
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     moved = network.exits[0].out.weight - network.exits[-1].out.weight
     assert moved.abs().max() > 1e-3
+    # Of fewer layers the last exit has yet to be trained.
+    fewer = DeeBERT(checkpoints["xlm-roberta"], fine_tuned=True, layers=2)
+    whole = DeeBERT(checkpoints["xlm-roberta"], fine_tuned=True)
+    fewer.network = whole.network = network
+    assert [len(rival.phases()) for rival in (fewer, whole)] == [2, 1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -354,6 +359,8 @@ def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
         PABEE(checkpoints["bert"], layers=9).fit(ROWS)
     with pytest.raises(InputError, match="the head of an 'electra' classifier is not that of"):
         PABEE(checkpoints["electra"], fine_tuned=True).fit(ROWS)
+    with pytest.raises(InputError, match="the layers of 'distilbert' are not known"):
+        PABEE(checkpoints["distilbert"], fine_tuned=True).fit(ROWS)
     with pytest.raises(InputError, match=r"labels \['none'\] are in the rows and not among"):
         PABEE(checkpoints["bert"], fine_tuned=True).fit(Rows(["a"], None, ["none"]))
     with pytest.raises(InputError, match="exits cannot read 'max'; give one of first, mean"):

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_loss, exit_losses
-from cascadebert.rivals.network import ExitNetwork, Head
+from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 
 
 class CertainNetwork(ExitNetwork):
-    """A network with exits that says of each how certain it is."""
+    """A network with exits that says of each how certain it is; see :class:`ExitNetwork`."""
 
-    def __init__(self, encoder: Any, outputs: int, *made: Any) -> None:
-        super().__init__(encoder, outputs, *made)
+    def __init__(self, *made: Any) -> None:
+        super().__init__(*made)
         self.certain = nn.Linear(self.width, 1)
 
     def certainty(self, states: Tensor) -> Tensor:
@@ -47,11 +47,9 @@ class BERxiT(EarlyExit):
     """Exits where the learnt certainty is above the knob: 1 is never."""
 
     regressions = True
+    network_class = CertainNetwork
     knob_range = (0.0, 1.0)
     knobs = (1.0, *(1 - np.geomspace(1e-6, 0.99, 80)).tolist())
-
-    def build(self, outputs: int, encoder: Any, head: Head | None) -> CertainNetwork:
-        return CertainNetwork(encoder, outputs, self._layers, head, self._pooling)
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(_alternating),)

@@ -26,7 +26,7 @@ from cascadebert.rivals.regrouping import Leaves
 class DeeBERT(EarlyExit):
     """Exits where the entropy, in nats, is below the knob: 0 is never.
 
-    Out of a fine-tuned classifier the first stage is left out: it is what fine-tuned that.
+    Out of all layers of a fine-tuned classifier the first stage is left out: it fine-tuned that.
     """
 
     knobs = (0.0, *np.geomspace(1e-5, 20.0, 80).tolist())
@@ -37,7 +37,8 @@ class DeeBERT(EarlyExit):
         def in_first(name: str) -> bool:
             return in_encoder(name) or name.startswith(last)
 
-        first = () if self._fine_tuned else (Phase(_last_exit, in_first),)
+        done = self._fine_tuned and self._layers is None
+        first = () if done else (Phase(_last_exit, in_first),)
         return (*first, Phase(_other_exits, lambda name: not in_first(name)))
 
     def leaves(self, network: ExitNetwork, knob: float, rows: int) -> Leaves:  # noqa: ARG002

@@ -73,15 +73,16 @@ class EarlyExit(Rival):
     """One network in which rows leave after as many layers as they need.
 
     Args:
-        checkpoint: folder or hub name of a pre-trained encoder.
+        checkpoint: folder or hub name of a pre-trained encoder, or of a fine-tuned classifier.
         fine_tuned: whether it is a classifier that was fine-tuned already, on these labels: then
-            every exit begins with its head.
+            every exit begins with its head. Not of ELECTRA, whose head is another.
         pooling: what all exits but the last read of a row, of
             :data:`~cascadebert.rivals.network.POOLINGS`.
         layers: that are kept, from the first; by default all.
         regression: whether labels are numbers, written as strings.
-        max_length: tokens a row is cut at, where the encoder has so many positions.
-        exit_learning_rate: of the exits, which are not pre-trained; by default the encoder's.
+        max_length: tokens a row is cut at, where the encoder has so many positions; a fine-tuned
+            classifier's own tokenizer may cut it earlier.
+        exit_learning_rate: of the exits; by default the encoder's.
         arguments: ``TrainingArguments`` over those of
             :func:`~cascadebert.training.fine_tuning.default_arguments`, for each phase.
 
@@ -94,6 +95,9 @@ class EarlyExit(Rival):
 
     regressions = False
     """Whether the method is defined for regressions."""
+
+    network_class: type[ExitNetwork] = ExitNetwork
+    """What the network is."""
 
     knob_range = (0.0, float("inf"))
     """The least and the largest knob that mean something."""
@@ -142,7 +146,7 @@ class EarlyExit(Rival):
 
     def build(self, outputs: int, encoder: Any, head: Head | None) -> ExitNetwork:
         """The network before it is trained; see :class:`ExitNetwork`."""
-        return ExitNetwork(encoder, outputs, self._layers, head, self._pooling)
+        return self.network_class(encoder, outputs, self._layers, head, self._pooling)
 
     def fit(self, rows: Any) -> Self:
         rows = as_rows(rows, with_labels=True)

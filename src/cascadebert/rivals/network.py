@@ -65,8 +65,9 @@ def head_of(classifier: Any) -> Head:
     """The head of a fine-tuned classifier.
 
     Raises:
-        InputError: a head of another shape.
+        InputError: another architecture, or a head of another shape.
     """
+    refuse_other_architecture(classifier.config.model_type)
     head = classifier.classifier
     if isinstance(head, nn.Linear):
         return classifier.base_model.pooler.dense, head
@@ -228,5 +229,6 @@ class LastExit(nn.Module):
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """Logits (rows, outputs) of what the tokenizer made."""
-        logits = self.network.exits[-1](self.network.hidden_states(inputs)[-1][:, 0])
-        return SequenceClassifierOutput(logits=logits)
+        depth, hidden = self.network.depth, self.network.hidden_states(inputs)[-1]
+        read = self.network.read(depth, hidden, inputs["attention_mask"])
+        return SequenceClassifierOutput(logits=self.network.exits[-1](read))
