@@ -174,7 +174,7 @@ def all_points(results: Results) -> list[str]:
             if point["setting"] == "whole":
                 continue
             lines.append(
-                f"| {task} | {method} | {seed} | {shown(point['setting'])} "
+                f"| {task} | {method} | {seed} | {digits(point['setting'])} "
                 f"| {100 * point['accuracy']:.1f} | {point['speedup']:.2f} "
                 f"({point['least']:.2f}–{point['most']:.2f}) "
                 f"| {point['flops_speedup']:.2f} | {point['layers_speedup']:.2f} "
@@ -183,7 +183,7 @@ def all_points(results: Results) -> list[str]:
     return lines
 
 
-def shown(setting: str) -> str:
+def digits(setting: str) -> str:
     """A knob with as many digits as tell, anything else as it is."""
     try:
         return f"{float(setting):.6g}"
