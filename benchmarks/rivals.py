@@ -5,11 +5,11 @@
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
 Needs MPNet (``stages.py``) and the small stages (``speed.py train``). Rivals see the rows that
-MPNet saw. The first layers are trained as the small stages are. What is made of MPNet
-begins with the fine-tuned one, as who has that would, and gets one more epoch, with an accelerator
-three: DeeBERT for its second stage, as the first is what fine-tuned it; COST-EFF half as much for
-each of its four phases. Learning rates are those that were better on sst2's validation rows;
-nothing else was tried.
+MPNet saw. The first layers are trained as the small stages are. What is made of MPNet begins with
+the fine-tuned one, as who has that would, and gets one more epoch, with an accelerator three:
+DeeBERT for its second stage, as the first is what fine-tuned it; COST-EFF half as much for each of
+its four phases. Learning rates are those that were better on sst2's validation rows; nothing else
+was tried.
 
 All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
 rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a
@@ -37,7 +37,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ from cascadebert.rivals.stage import as_stage
 from cascadebert.stage import Stage, StageRun, TransformerStage, row_costs
 from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.parts import Parts, checkpoint_fingerprint
-from speed import validation_rows
+from speed import STAGES, validation_rows
 from stages import RECIPES, training_rows
 from training import ENCODERS, MAX_LENGTH, teaching
 from training import RECIPES as SMALL_RECIPES
@@ -105,7 +105,6 @@ CASCADES = {
     "cascade: L3, pruned MPNet, MPNet": ("MiniLM-L3", "DPF, 75% of heads and columns"),
 }
 """What goes before MPNet: small stages, and rivals as stages."""
-SMALL = ("linear", *ENCODERS)
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 250
 WARM_UP_ROWS = 32
@@ -419,12 +418,18 @@ SEEDLESS = (*ENCODERS, *CASCADES)
 
 def run(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
     """Train and time all that is not there yet."""
-    for name, seed, method in itertools.product(tasks, seeds, methods):
-        if method in SEEDLESS and seed:
-            continue
+    for name in tasks:
         task = Task.read(name)
-        PARTS.run(*part_of(task, method, seed), functools.partial(find, task, method, seed))
-        print(name, method, seed, flush=True)
+        for method, seed in seeded(methods, seeds):
+            PARTS.run(*part_of(task, method, seed), functools.partial(find, task, method, seed))
+            print(name, method, seed, flush=True)
+
+
+def seeded(methods: Iterable[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Methods with their seeds; what is trained elsewhere has one."""
+    for seed, method in itertools.product(seeds, methods):
+        if not (seed and method in SEEDLESS):
+            yield method, seed
 
 
 def find(task: Task, method: str, seed: int, result: Path, _: Path) -> None:
@@ -472,7 +477,7 @@ def part_of(task: Task, method: str, seed: int) -> tuple[str, dict[str, Any]]:
     settings = {
         "method": method,
         "made_of": [
-            training_of(task, name, seed) if name in RIVALS else known(place_of(task, name))
+            training_of(task, name, seed) if name in RIVALS else known(place_of(task.name, name))
             for name in (*CASCADES.get(method, (method,)), WHOLE)
         ],
         "answered": [task.validation.fingerprint(), task.test.fingerprint()],
@@ -502,9 +507,9 @@ def known(checkpoint: Path) -> str:
     return checkpoint_fingerprint(checkpoint)
 
 
-def place_of(task: Task, name: str) -> Path:
+def place_of(task: str, name: str) -> Path:
     """Where the whole model or a small stage lies."""
-    return whole_of(task.name) if name == WHOLE else small(task.name, name)
+    return whole_of(task) if name == WHOLE else small(task, name)
 
 
 def read_results(seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -512,12 +517,10 @@ def read_results(seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     found: dict[str, Any] = {}
     made_on: dict[str, Any] = {}
     for name in RECIPES:
-        if not all(place.exists() for place in (whole_of(name), *(small(name, s) for s in SMALL))):
+        if not all(place_of(name, stage).exists() for stage in STAGES):
             continue
         task = Task.read(name)
-        for method, seed in itertools.product(METHODS, seeds):
-            if method in SEEDLESS and seed:
-                continue
+        for method, seed in seeded(METHODS, seeds):
             part = part_of(task, method, seed)
             if PARTS.has(*part):
                 own = json.loads((PARTS.path(*part) / "result.json").read_text())
