@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cascadebert import Cascade, Rows, read_rows, scheduler
 from cascadebert.deferral.routing import Thresholds
@@ -17,6 +18,8 @@ from conftest import CORPUS, Make
 WORDS = sorted({word for line in CORPUS for word in line.split()})
 MANY = [" ".join([line, *WORDS[i : i + i % 19]]) for i in range(40) for line in CORPUS]
 RUNTIMES = ("onnx", "openvino", "openvino-bf16", "openvino-int8")
+# Layers as narrow as these get other kernels for few rows than for many there; see docs/speed.md.
+KERNELS_BY_ROWS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,10 @@ def same(found: Prediction, expected: Prediction) -> None:
 
 
 def test_answers_are_bit_for_bit_the_same_whatever_the_batch(
-    cascade: Cascade, monkeypatch: pytest.MonkeyPatch
+    cascade: Cascade, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if KERNELS_BY_ROWS and "openvino-bf16" in request.node.name:
+        request.applymarker(pytest.mark.xfail(reason="AMX and narrow layers", strict=False))
     expected = cascade.predict(MANY)
     assert len(set(expected.stage)) > 1
     order = np.random.default_rng(0).permutation(len(MANY))
