@@ -21,7 +21,7 @@ the table at 2, 3 and 4 times is what two neighbouring settings reach if each ge
 the time is right. What training took is told in seconds of one core, or of the accelerator.
 
 What is finished is kept in ``checkpoints/rivals``; ``run`` trains what is not, one after the other.
-``table`` puts the tasks that are there in the place of those in the results, and leaves others.
+``table`` puts what is there in its place in the results, and leaves what is not.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
 from cascadebert.stage import Stage, StageRun, TransformerStage, row_costs
 from cascadebert.training.outputs import bf16_is_fast
-from cascadebert.training.parts import Parts, checkpoint_fingerprint
+from cascadebert.training.parts import Parts
 from speed import STAGES, validation_rows
 from stages import RECIPES, training_rows
-from training import ENCODERS, MAX_LENGTH, teaching
+from training import ENCODERS, MAX_LENGTH, known, teaching
 from training import RECIPES as SMALL_RECIPES
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
@@ -502,20 +502,13 @@ def training_of(task: Task, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def known(checkpoint: Path) -> str:
-    return checkpoint_fingerprint(checkpoint)
-
-
 def place_of(task: str, name: str) -> Path:
     """Where the whole model or a small stage lies."""
     return whole_of(task) if name == WHOLE else small(task, name)
 
 
-def read_results(seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All that is there, by task, method and seed; and the setting that each task was run in."""
-    found: dict[str, Any] = {}
-    made_on: dict[str, Any] = {}
+def put_in_place(results: dict[str, Any], seeds: Sequence[int]) -> None:
+    """All that is there, by task, method and seed."""
     for name in RECIPES:
         if not all(place_of(name, stage).exists() for stage in STAGES):
             continue
@@ -524,9 +517,7 @@ def read_results(seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
             part = part_of(task, method, seed)
             if PARTS.has(*part):
                 own = json.loads((PARTS.path(*part) / "result.json").read_text())
-                made_on[name] = own.pop("setting")
-                found.setdefault(name, {}).setdefault(method, {})[str(seed)] = own
-    return found, made_on
+                results.setdefault(name, {}).setdefault(method, {})[str(seed)] = own
 
 
 def seconds_before(task: Task, method: str) -> float:
@@ -569,10 +560,9 @@ def main() -> None:
         return
     from rivals_report import picture, table
 
-    kept = json.loads((common.RESULTS / "rivals.json").read_text())
-    found, found_on = read_results(options.seeds)
-    results, made_on = kept["results"] | found, kept["made_on"] | found_on
-    common.keep("rivals", {"made_on": made_on, "results": results}, table(results, made_on))
+    results = json.loads((common.RESULTS / "rivals.json").read_text())["results"]
+    put_in_place(results, options.seeds)
+    common.keep("rivals", {"results": results}, table(results))
     picture(results, common.PAGE.parent / "rivals.svg")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 
 from cascadebert.evaluation.svg import canvas, style
@@ -44,12 +45,20 @@ _FASTEST = 16
 _DEPTH = 16
 
 
-def table(results: Results, made_on: dict[str, dict[str, Any]]) -> str:
+def table(results: Results) -> str:
     """Accuracy at the same measured speed-up, oracles, every point, DIS by depth; and when."""
     parts = (matched, oracles, all_points, inversions)
-    days = ", ".join(f"{task} on {setting['date']}" for task, setting in made_on.items())
     shown = ["\n".join(part(results)) for part in parts]
-    return "\n\n".join([*shown, f"Measured: {days}."])
+    return "\n\n".join([*shown, f"Measured: {days(results)}."])
+
+
+def days(results: Results) -> str:
+    """When each task was measured, and on what."""
+    found: dict[str, set[str]] = {}
+    for task, _, _, own in each(results):
+        setting = own["setting"]
+        found.setdefault(task, set()).add(f"{setting['date']} on {setting['cpu']}")
+    return "; ".join(f"{task} on {' and '.join(sorted(when))}" for task, when in found.items())
 
 
 def seeds_of(methods: dict[str, dict[str, Any]], family: str) -> list[str]:
@@ -62,14 +71,15 @@ def line_of(methods: dict[str, dict[str, Any]], family: str, seed: str) -> dict[
 
     The whole model belongs to the line of what has no setting of its own that is as slow.
     """
-    own = [
-        point
-        for method in FAMILIES[family]
-        for point in methods.get(method, {}).get(seed, {"points": []})["points"]
-    ]
-    found = {p["speedup"]: p["accuracy"] for p in own if p["setting"] != "whole"}
+    own = [methods[method][seed] for method in FAMILIES[family] if seed in methods.get(method, {})]
+    found = {
+        point["speedup"]: point["accuracy"]
+        for measured in own
+        for point in measured["points"]
+        if point["setting"] != "whole"
+    }
     if min(found) > 1:
-        found[1.0] = whole_accuracy(methods)
+        found[1.0] = whole_accuracy(own)
     return dict(sorted(found.items()))
 
 
@@ -119,23 +129,30 @@ def matched(results: Results) -> list[str]:
             means = [statistics.mean(values) for values in own if values]
             shown.append(told([statistics.mean(means)] if len(means) == len(own) else None))
         lines.append(f"| {family} | {' | '.join(shown)} |")
-    whole = [whole_accuracy(methods) for methods in results.values()]
+    whole = [whole_accuracy(all_of(methods)) for methods in results.values()]
     all_cells = [told([own]) for own in whole for _ in SHOWN]
     all_cells += [told([statistics.mean(whole)])] * len(SHOWN)
     lines.append(f"| MPNet, 1× | {' | '.join(all_cells)} |")
     return lines
 
 
-def whole_accuracy(methods: dict[str, dict[str, Any]]) -> float:
-    """Of the whole model, which every method was timed in turn with."""
-    (accuracy,) = {
+def whole_accuracy(measured: Iterable[dict[str, Any]]) -> float:
+    """Of the whole model, which was timed in turn with all that was measured.
+
+    The median, as it may have been trained anew between two measurements.
+    """
+    return statistics.median(
         point["accuracy"]
-        for seeds in methods.values()
-        for own in seeds.values()
+        for own in measured
         for point in own["points"]
         if point["setting"] == "whole"
-    }
-    return float(accuracy)
+    )
+
+
+def all_of(methods: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Everything that was measured on a task."""
+    for seeds in methods.values():
+        yield from seeds.values()
 
 
 def told(accuracies: list[float] | None) -> str:
@@ -211,15 +228,14 @@ def picture(results: Results, path: Path) -> None:
                 _draw(axes, methods, family, number)
             for oracle in {
                 (own["oracle"]["speedup"], own["oracle"]["accuracy"])
-                for seeds in methods.values()
-                for own in seeds.values()
+                for own in all_of(methods)
                 if "oracle" in own
             }:
                 axes.plot(oracle[0], 100 * oracle[1], "P", color="black", label="oracle")
             axes.set_title(task)
             axes.set_xscale("log", base=2)
             axes.set_xlim(0.9, _FASTEST)
-            axes.set_ylim(bottom=100 * whole_accuracy(methods) - _DEPTH)
+            axes.set_ylim(bottom=100 * whole_accuracy(all_of(methods)) - _DEPTH)
             axes.set_xticks([1, 2, 3, 4, 6, 8, 16], ["1", "2", "3", "4", "6", "8", "16"])
             axes.set_xlabel("times the whole model's speed, measured")
         panels[0].set_ylabel("accuracy, %")
@@ -229,7 +245,8 @@ def picture(results: Results, path: Path) -> None:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=columns)
-        figure.savefig(path, facecolor="white", metadata={"Date": None})
+        with mpl.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(path, facecolor="white", metadata={"Date": None})
 
 
 def _draw(axes: Any, methods: dict[str, dict[str, Any]], family: str, number: int) -> None:

@@ -12,6 +12,7 @@ temperature and the thresholds come from the validation rows, the figures from t
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +27,15 @@ from cascadebert.training.difficulty import aggregate, cross_fit
 from cascadebert.training.fine_tuning import fine_tune, label_order
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import Outputs, outputs_of
-from cascadebert.training.parts import Parts
+from cascadebert.training.parts import Parts, checkpoint_fingerprint
 from stages import training_rows
 
 PARTS = Parts(common.CHECKPOINTS / "training")
 ENCODERS = ("MiniLM-L3", "MiniLM-L6")
 LOSSES = ("cross_entropy", "dar", "distillation", "dar+distillation", "gatekeeper")
 SEEDS = (0, 1, 2)
-# Parts of "dar" are not named by these: remove them when these change.
+# Parts of "dar" are not named by these, nor what is distilled by its teacher: remove them when that
+# changes.
 FOLDS, DIFFICULTY_SEEDS = 3, (0,)
 MAX_LENGTH = 128
 
@@ -117,26 +119,35 @@ def difficulty(task: str, encoder: str, train: Rows) -> np.ndarray:
 
 def teaching(task: str, train: Rows) -> tuple[Outputs, float]:
     """What MPNet says of the training rows, and the seconds of one core that took."""
+    whole = common.CHECKPOINTS / task / "MPNet"
+    settings = {"task": task, "rows": train.fingerprint(), "made_of": known(whole)}
 
     def make(result: Path, _: Path) -> None:
         start = common.core_seconds()
-        out = outputs_of(common.CHECKPOINTS / task / "MPNet", train, max_length=MAX_LENGTH)
+        out = outputs_of(whole, train, max_length=MAX_LENGTH)
         spent = common.core_seconds() - start
         np.savez(result / "teacher.npz", logits=out.logits, core_seconds=spent)
 
-    part = PARTS.run(f"{task}-teacher", {"task": task, "rows": train.fingerprint()}, make)
+    part = PARTS.run(f"{task}-teacher", settings, make)
     found = np.load(part / "teacher.npz")
     return Outputs(found["logits"]), float(found["core_seconds"])
 
 
 def last_stage(task: str) -> dict[str, np.ndarray]:
     """MPNet's logits on the validation and test rows."""
+    whole = common.CHECKPOINTS / task / "MPNet"
 
     def make(result: Path, _: Path) -> None:
-        save_logits(result, common.CHECKPOINTS / task / "MPNet", task)
+        save_logits(result, whole, task)
 
-    part = PARTS.run(f"{task}-MPNet", {"task": task}, make)
+    part = PARTS.run(f"{task}-MPNet", {"task": task, "made_of": known(whole)}, make)
     return dict(np.load(part / "logits.npz"))
+
+
+@functools.cache
+def known(checkpoint: Path) -> str:
+    """What a checkpoint is told from others by."""
+    return checkpoint_fingerprint(checkpoint)
 
 
 def save_logits(result: Path, checkpoint: Path, task: str) -> None:
