@@ -108,7 +108,7 @@ CASCADES = {
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_ROWS, TEST_ROWS, TIMED_ROWS = 1_500, 2_000, 250
 WARM_UP_ROWS = 32
-ROUNDS = 5
+ROUNDS = 3
 RUNTIME = "torch-bf16" if bf16_is_fast() else "torch"
 
 
