@@ -40,7 +40,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 """By task, method and seed."""
 
 _PANEL, _HEIGHT, _LEGEND_LINE = 330, 360, 25
-_FASTEST = 16
+_FASTEST = 20
 # Points under the whole model's accuracy that are shown.
 _DEPTH = 16
 
