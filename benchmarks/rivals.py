@@ -70,7 +70,7 @@ from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.parts import Parts
 from speed import STAGES, validation_rows
 from stages import RECIPES, training_rows
-from training import ENCODERS, MAX_LENGTH, known, teaching
+from training import ENCODERS, MAX_LENGTH, known, teaching, whole_of
 from training import RECIPES as SMALL_RECIPES
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
@@ -398,10 +398,6 @@ def in_torch(checkpoint: Path) -> Cascade:
         return Cascade.from_pretrained(target, runtime=RUNTIME)
 
 
-def whole_of(task: str) -> Path:
-    return common.CHECKPOINTS / task / WHOLE
-
-
 def small(task: str, name: str) -> Path:
     return common.CHECKPOINTS / task / "small" / name
 
@@ -508,7 +504,7 @@ def place_of(task: str, name: str) -> Path:
 
 
 def put_in_place(results: dict[str, Any], seeds: Sequence[int]) -> None:
-    """All that is there, by task, method and seed."""
+    """Put all that is there into the results, by task, method and seed."""
     for name in RECIPES:
         if not all(place_of(name, stage).exists() for stage in STAGES):
             continue

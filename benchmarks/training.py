@@ -119,7 +119,7 @@ def difficulty(task: str, encoder: str, train: Rows) -> np.ndarray:
 
 def teaching(task: str, train: Rows) -> tuple[Outputs, float]:
     """What MPNet says of the training rows, and the seconds of one core that took."""
-    whole = common.CHECKPOINTS / task / "MPNet"
+    whole = whole_of(task)
     settings = {"task": task, "rows": train.fingerprint(), "made_of": known(whole)}
 
     def make(result: Path, _: Path) -> None:
@@ -135,13 +135,18 @@ def teaching(task: str, train: Rows) -> tuple[Outputs, float]:
 
 def last_stage(task: str) -> dict[str, np.ndarray]:
     """MPNet's logits on the validation and test rows."""
-    whole = common.CHECKPOINTS / task / "MPNet"
+    whole = whole_of(task)
 
     def make(result: Path, _: Path) -> None:
         save_logits(result, whole, task)
 
     part = PARTS.run(f"{task}-MPNet", {"task": task, "made_of": known(whole)}, make)
     return dict(np.load(part / "logits.npz"))
+
+
+def whole_of(task: str) -> Path:
+    """Where the last stage, MPNet, lies."""
+    return common.CHECKPOINTS / task / "MPNet"
 
 
 @functools.cache
