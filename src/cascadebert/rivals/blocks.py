@@ -60,6 +60,10 @@ class Block:
         """Width of the feed-forward network."""
         return int(self.up.dense.out_features)
 
+    def reader(self, kind: str) -> Any:
+        """The linear layer that reads the results of all heads or columns."""
+        return getattr(*self.out) if kind == HEADS else self.down.dense
+
     def groups(self, kind: str, read: Callable[[Any], Tensor]) -> Tensor:
         """What belongs to each head or column, one row each.
 
@@ -67,12 +71,11 @@ class Block:
             kind: :data:`HEADS` or :data:`COLUMNS`.
             read: takes a linear layer, gives a tensor of the shape of its weights.
         """
-        owner, name = self.out
         if kind == HEADS:
-            inner, outer, count = self.projections, getattr(owner, name), self.heads
+            inner, count = self.projections, self.heads
         else:
-            inner, outer, count = [self.up.dense], self.down.dense, self.columns
-        parts = [*(read(module) for module in inner), read(outer).T]
+            inner, count = [self.up.dense], self.columns
+        parts = [*(read(module) for module in inner), read(self.reader(kind)).T]
         return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
 
     def taylor(self, kind: str) -> Tensor:
@@ -86,8 +89,7 @@ class Block:
             float32 of shape (groups,), on the CPU.
         """
         if kind == HEADS:
-            owner, name = self.out
-            terms = _weight_times_gradient(getattr(owner, name)).T.reshape(self.heads, -1)
+            terms = _weight_times_gradient(self.reader(kind)).T.reshape(self.heads, -1)
         else:
             terms = self.groups(kind, _weight_times_gradient)
         return terms.sum(dim=1).detach().abs().cpu()

@@ -8,9 +8,10 @@ m * w, without a phase of retraining.
 
 Two forms: of single weights, as in the paper, which saves no time without sparse kernels; and of
 whole heads and feed-forward columns, ranked by the root mean square of their weights among all
-heads or columns of the network, of which every layer keeps one at least. The paper is about
-convolutional networks; here it is the matrices of an encoder's layers, and the embeddings and the
-classifier are left alone.
+heads or columns of the network, of which every layer keeps one at least. Of these only the weights
+that read their results are masked: were those that make the results masked too, both would get a
+gradient of 0, and nothing would come back. The paper is about convolutional networks; here it is
+the matrices of an encoder's layers, and the embeddings and the classifier are left alone.
 
 :class:`DPF` does all of it. :class:`PruningCallback` prunes in any training by ``fine_tune``; what
 comes of it is an ordinary checkpoint with zeros in it, and :func:`shrunk` opens one without the
@@ -39,7 +40,7 @@ from transformers import (
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
-from cascadebert.rivals.blocks import HEADS, KINDS, Block, blocks
+from cascadebert.rivals.blocks import COLUMNS, HEADS, KINDS, Block, blocks
 from cascadebert.rivals.rival import Static
 from cascadebert.training.checkpoints import open_checkpoint
 
@@ -49,7 +50,7 @@ class _Masked(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones(shape))
 
@@ -75,9 +76,8 @@ class Pruning:
         self._blocks = blocks(encoder)
         self._sparsity = sparsity
         self._structured = structured
-        for module, name in self._masked():
-            shape = getattr(module, name).shape
-            parametrize.register_parametrization(module, name, _Masked(tuple(shape)))
+        for module in self._masked():
+            parametrize.register_parametrization(module, "weight", _Masked(module.weight.shape))
 
     def sparsity_at(self, done: float) -> float:
         """The share that is pruned when ``done`` of the training lies behind, 0 to 1."""
@@ -88,7 +88,7 @@ class Pruning:
         """Make the masks anew from the dense weights."""
         share = self.sparsity_at(done)
         if not self._structured:
-            weights = [_mask_of(module, name) for module, name in self._masked()]
+            weights = [_mask_of(module) for module in self._masked()]
             sizes = torch.cat([dense.abs().flatten() for dense, _ in weights])
             least = _cut(sizes, share)
             for dense, mask in weights:
@@ -96,23 +96,20 @@ class Pruning:
             return
         for kind in KINDS:
             for block, kept in zip(self._blocks, self._kept(share, kind), strict=True):
-                _set_masks(block, kept, kind)
+                mask = _mask_of(block.reader(kind))[1].mask
+                mask.copy_(kept.repeat_interleave(mask.shape[1] // len(kept)))
 
     def finish(self) -> None:
         """Put m * w in the place of the weights, and take the masks away."""
-        for module, name in self._masked():
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for module in self._masked():
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
-    def _masked(self) -> Iterator[tuple[nn.Module, str]]:
+    def _masked(self) -> Iterator[nn.Module]:
+        """The matrices that are masked."""
         for block in self._blocks:
-            owner, name = block.out
-            inner = [*block.projections, block.up.dense]
-            for module in (*inner, getattr(owner, name), block.down.dense):
-                yield module, "weight"
-            if self._structured:
-                # A bias of what is gone would go on speaking.
-                for module in inner:
-                    yield module, "bias"
+            yield from (block.reader(kind) for kind in KINDS)
+            if not self._structured:
+                yield from (*block.projections, block.up.dense)
 
     def _kept(self, share: float, kind: str) -> list[Tensor]:
         """For each layer which heads or columns stay, bool."""
@@ -248,17 +245,16 @@ def shrink(encoder: Any) -> None:
             can no longer be saved as an ordinary checkpoint.
     """
     for block in blocks(encoder):
-        owner, name = block.out
-        read = getattr(owner, name).weight.abs().amax(dim=0).view(block.heads, -1).amax(dim=1) > 0
+        read = block.reader(HEADS).weight.abs().amax(dim=0).view(block.heads, -1).amax(dim=1) > 0
         # A layer needs one of each, also where it reads nothing.
         block.keep_heads(read.nonzero()[:, 0].tolist() or [0])
-        columns = (block.down.dense.weight.abs().amax(dim=0) > 0).nonzero()[:, 0]
+        columns = (block.reader(COLUMNS).weight.abs().amax(dim=0) > 0).nonzero()[:, 0]
         block.keep_columns(columns if len(columns) else torch.tensor([0]))
 
 
-def _mask_of(module: Any, name: str) -> tuple[Tensor, _Masked]:
-    """The dense weights and the mask of a parameter."""
-    own = module.parametrizations[name]
+def _mask_of(module: Any) -> tuple[Tensor, _Masked]:
+    """The dense weights and the mask of a matrix."""
+    own = module.parametrizations.weight
     return own.original, own[0]
 
 
@@ -268,22 +264,8 @@ def _scores(block: Block, kind: str) -> Tensor:
 
 
 def _dense(module: Any) -> Tensor:
-    return _mask_of(module, "weight")[0]
-
-
-def _set_masks(block: Block, kept: Tensor, kind: str) -> None:
-    owner, name = block.out
-    if kind == HEADS:
-        inner, outer = block.projections, getattr(owner, name)
-        kept = kept.repeat_interleave(block.head_width)
-    else:
-        inner, outer = [block.up.dense], block.down.dense
-    for module in inner:
-        weight, bias = _mask_of(module, "weight")[1], _mask_of(module, "bias")[1]
-        weight.mask.copy_(kept[:, None].expand_as(weight.mask))
-        bias.mask.copy_(kept)
-    across = _mask_of(outer, "weight")[1]
-    across.mask.copy_(kept[None].expand_as(across.mask))
+    own: Tensor = _mask_of(module)[0] if parametrize.is_parametrized(module) else module.weight
+    return own
 
 
 def _cut(scores: Tensor, share: float) -> Tensor:
