@@ -333,6 +333,11 @@ class TransformerStage(Stage):
         tokenizer = record.files[TOKENIZER_FILE]
         return (tokenizer, record.inputs, record.max_length, record.truncation_side)
 
+    @property
+    def words(self) -> int:
+        """How many the tokenizer knows."""
+        return int(self._tokenizer.get_vocab_size())
+
     def tokenize(self, rows: Rows) -> TokenizedRows:
         """Encode rows with the stage's own tokenizer, cut at the stage's maximum length."""
         columns = {"input_ids": array("i"), "token_type_ids": array("i")}

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+import torch.nn.functional as functional
+from transformers import AutoModel, TrainerState
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
-from cascadebert.rivals.blocks import blocks
-from cascadebert.rivals.cost_eff import COSTEFF, balanced, best, factorise_embeddings, scaled
+from cascadebert.rivals.blocks import COLUMNS, HEADS, blocks
+from cascadebert.rivals.cost_eff import (
+    COSTEFF,
+    balanced,
+    best,
+    cut,
+    factorise_embeddings,
+    scaled,
+)
 from cascadebert.rivals.network import MEAN, POOLINGS, ExitNetwork
 from conftest import CORPUS, LABELS, inputs_of
 
@@ -70,6 +78,57 @@ def test_every_exit_pulls_alike_at_the_embeddings(
         logits.square().sum().backward()
         grads.append(own.encoder.embeddings.word_embeddings.weight.grad)
     torch.testing.assert_close(grads[1], grads[0] / network.depth, rtol=1e-3, atol=1e-4)
+
+
+def test_the_heads_and_columns_that_matter_stay(checkpoints: dict[str, Path]) -> None:
+    rival = COSTEFF(checkpoints["bert"], embedding_rank=None, num_train_epochs=1).fit(ROWS)
+    rival.network = ExitNetwork(AutoModel.from_pretrained(checkpoints["bert"]), 3)
+    before = copy.deepcopy(rival.network)
+    wanted = [(1, 5), (0, 20)]
+    with torch.no_grad():
+        for block, (head, column) in zip(blocks(rival.network.encoder), wanted, strict=True):
+            # Of the others nothing is read, so the loss would be the same without them.
+            heads = torch.arange(block.heads * block.head_width) // block.head_width
+            block.reader(HEADS).weight[:, heads != head] *= 1e-3
+            block.reader(COLUMNS).weight[:, torch.arange(block.columns) != column] *= 1e-3
+    cut(rival, ROWS, 1 / blocks(before.encoder)[0].columns)
+    for block, old, (head, column) in zip(
+        blocks(rival.network.encoder), blocks(before.encoder), wanted, strict=True
+    ):
+        assert (block.heads, block.columns) == (1, 1)
+        at = slice(head * old.head_width, (head + 1) * old.head_width)
+        assert torch.equal(block.projections[0].weight, old.projections[0].weight[at])
+        assert torch.equal(block.up.dense.weight[0], old.up.dense.weight[column])
+
+
+def test_what_the_assistant_teaches(checkpoints: dict[str, Path]) -> None:
+    """The mean over states of the squared distance, and over exits of the divergence."""
+    rival = COSTEFF(checkpoints["bert"], embedding_rank=None)
+    own, assistant = (
+        ExitNetwork(AutoModel.from_pretrained(checkpoints[name]), 3).eval()
+        for name in ("bert", "bert")
+    )
+    with torch.no_grad():
+        for weight in own.encoder.parameters():
+            weight += 0.1 * torch.randn(weight.shape)
+    rival._assistant = assistant
+    inputs = inputs_of(checkpoints["bert"])
+    labels = torch.arange(len(CORPUS)) % 3
+    with torch.inference_mode():
+        taught, logits = rival._from_assistant(own, inputs, labels)
+        apart, learnt = [], []
+        for a, b in zip(own.hidden_states(inputs), assistant.hidden_states(inputs), strict=True):
+            rows = zip(a, b, inputs["attention_mask"].sum(dim=1).tolist(), strict=True)
+            apart.append(torch.cat([(x[:n] - y[:n]).flatten() for x, y, n in rows]))
+        for a, b in zip(own(**inputs), assistant(**inputs), strict=True):
+            p = b.softmax(dim=1)
+            learnt.append((p * (p.log() - a.log_softmax(dim=1))).sum(dim=1).mean())
+        torch.testing.assert_close(logits, own(**inputs))
+        expected = sum(own.square().mean() for own in apart) / 3 + sum(learnt) / 2
+        torch.testing.assert_close(taught, expected, rtol=1e-4, atol=1e-5)
+        both = rival._taught_and_told(own, inputs, labels, TrainerState())
+        told = torch.stack([functional.cross_entropy(ramp, labels) for ramp in logits]).mean()
+        torch.testing.assert_close(both, expected + told, rtol=1e-4, atol=1e-5)
 
 
 def test_scaling_changes_the_gradient_alone() -> None:

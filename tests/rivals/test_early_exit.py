@@ -18,12 +18,13 @@ from transformers import (
 )
 
 from cascadebert.data import Rows
-from cascadebert.errors import InputError
+from cascadebert.errors import ArtifactError, InputError
+from cascadebert.rivals import pabee, shallow_deep
 from cascadebert.rivals.berxit import BERxiT, CertainNetwork, _alternating, rightness
 from cascadebert.rivals.blocks import ARCHITECTURES
 from cascadebert.rivals.deebert import DeeBERT, entropy
 from cascadebert.rivals.early_exit import EarlyExit, exit_losses
-from cascadebert.rivals.first_layers import first_layers
+from cascadebert.rivals.first_layers import some_layers
 from cascadebert.rivals.network import FIRST, MEAN, POOLINGS, ExitNetwork
 from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.regrouping import run_with_exits
@@ -328,6 +329,29 @@ def test_weights_of_the_exits_grow_to_their_depth() -> None:
     assert exit_weights(4, 1.0).tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
+def test_losses_weighted_by_layer(checkpoints: dict[str, Path]) -> None:
+    network = network_of(checkpoints["xlm-roberta"])
+    inputs, labels = inputs_of(checkpoints["xlm-roberta"], TEXTS), torch.arange(len(TEXTS)) % 3
+    half = TrainerState(global_step=5, max_steps=10)
+    with torch.inference_mode():
+        one, two, three = (
+            torch.nn.functional.cross_entropy(ramp, labels) for ramp in network(**inputs)
+        )
+        patient = pabee._weighted(network, inputs, labels, half)
+        torch.testing.assert_close(patient, (one + 2 * two + 3 * three) / 6)
+        joint = shallow_deep._joint(network, inputs, labels, half)
+        weights = [0.01 + (share - 0.01) / 2 for share in (1 / 3, 2 / 3)]
+        torch.testing.assert_close(joint, weights[0] * one + weights[1] * two + three)
+        certain = CertainNetwork(AutoModel.from_pretrained(checkpoints["xlm-roberta"]), 3).eval()
+        both = _alternating(certain, inputs, labels, TrainerState(global_step=1))
+        states, logits = certain.states(inputs), certain(**inputs)
+        expected = exit_losses(logits, labels).sum()
+        for own, ramp in zip(states[:-1], logits[:-1], strict=True):
+            certainty = certain.certain(own)[:, 0].sigmoid()
+            expected += (certainty - (ramp.argmax(dim=1) == labels).float()).square().mean()
+        torch.testing.assert_close(both, expected)
+
+
 def test_losses_of_exits() -> None:
     logits, labels = torch.randn(3, 5, 2), torch.tensor([0, 1, 1, 0, 1])
     expected = [torch.nn.functional.cross_entropy(own, labels) for own in logits]
@@ -340,7 +364,7 @@ def test_losses_of_exits() -> None:
 def test_first_layers_are_a_checkpoint_of_their_own(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = first_layers(checkpoints["xlm-roberta"], 2, tmp_path / "first")
+    folder = some_layers(checkpoints["xlm-roberta"], 2, tmp_path / "first")
     inputs = inputs_of(folder, TEXTS)
     with torch.inference_mode():
         whole = AutoModel.from_pretrained(checkpoints["xlm-roberta"]).eval()
@@ -348,8 +372,30 @@ def test_first_layers_are_a_checkpoint_of_their_own(
         found = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state
     torch.testing.assert_close(found, expected)
     fine_tune(folder, ROWS, tmp_path / "tuned", **SHORT)
-    with pytest.raises(InputError, match="4 layers are asked for"):
-        first_layers(checkpoints["xlm-roberta"], 4, tmp_path / "more")
+    for layers in (4, 0, (2, 1), (1, 1), (3, 4)):
+        with pytest.raises(InputError, match=r"cannot be kept: it has 1 to 3; give how many"):
+            some_layers(checkpoints["xlm-roberta"], layers, tmp_path / "more")
+    with pytest.raises(ArtifactError, match="not a checkpoint that transformers can open"):
+        some_layers(tmp_path / "nowhere", 1, tmp_path / "more")
+
+
+def test_every_other_layer_under_the_head_of_a_classifier(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = some_layers(checkpoints["xlm-roberta"], (1, 3), tmp_path / "some")
+    inputs = inputs_of(folder, TEXTS)
+    whole = AutoModelForSequenceClassification.from_pretrained(checkpoints["xlm-roberta"]).eval()
+    del whole.base_model.encoder.layer[1]
+    with torch.inference_mode():
+        found = AutoModelForSequenceClassification.from_pretrained(folder).eval()(**inputs)
+        torch.testing.assert_close(found.logits, whole(**inputs).logits)
+    # The first layer of ModernBERT has no norm before its attention, and others have another reach.
+    two = some_layers(checkpoints["modernbert"], 2, tmp_path / "two")
+    assert AutoModel.from_pretrained(two).config.num_hidden_layers == 2
+    with pytest.raises(InputError, match="layer 2 of a 'modernbert' cannot take the place"):
+        some_layers(checkpoints["modernbert"], (2, 3), tmp_path / "other")
+    with pytest.raises(InputError, match="which weights are a layer of 'albert' is not known"):
+        some_layers(checkpoints["albert"], (2,), tmp_path / "other")
 
 
 def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, TrainerState
 
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
@@ -121,6 +121,32 @@ def test_nothing_is_lost_on_oneself() -> None:
     other[0][0, 2:] += 100
     assert distillation_loss(logits, states, logits, other, mask) == pytest.approx(0, abs=1e-6)
     assert distillation_loss(logits, states, -logits, other, mask) > 0.1
+
+
+def test_the_loss_weighs_the_dense_model_by_lambda(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["bert"]
+    teacher, student = (
+        AutoModelForSequenceClassification.from_pretrained(folder).eval() for _ in range(2)
+    )
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 0.1 * torch.randn(weight.shape)
+    inputs, labels = inputs_of(folder), torch.arange(len(CORPUS)) % 3
+    tokens = inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        own, other = (model(**inputs, output_hidden_states=True) for model in (student, teacher))
+        apart = sum(
+            (a[tokens] - b[tokens]).square().mean()
+            for a, b in zip(own.hidden_states, other.hidden_states, strict=True)
+        )
+        p, q = own.logits.softmax(dim=1), other.logits.softmax(dim=1)
+        # Both divergences together, of which the symmetric one is the mean.
+        apart += ((p - q) * (p.log() - q.log())).sum(dim=1).mean() / 2
+        told = torch.nn.functional.cross_entropy(own.logits, labels)
+        for weight in (0.0, 5.0):
+            rival = MoEBERT(folder, distillation_weight=weight)
+            found = rival._loss(teacher, student, inputs, labels, TrainerState())
+            torch.testing.assert_close(found, told + weight * apart, rtol=1e-4, atol=1e-5)
 
 
 def test_training(checkpoints: dict[str, Path]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cascadebert.data import Rows
-from cascadebert.errors import CascadeError, InputError, TrainingError
+from cascadebert.errors import ArtifactError, CascadeError, InputError, TrainingError
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
@@ -26,7 +26,7 @@ from cascadebert.rivals.pruning import DPF
 from cascadebert.rivals.rival import Rival, Static
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.training.export import count_flops
-from conftest import CORPUS, LABELS, MAX_TOKENS, inputs_of
+from conftest import CORPUS, LABELS, MAX_TOKENS, inputs_of, make_checkpoint
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
 TEXTS = CORPUS * 6
@@ -110,6 +110,11 @@ def test_a_knob_that_means_nothing_is_refused(
     for knob in knobs:
         with pytest.raises(InputError, match=f"knows no knob of {knob}; give"):
             trained.predict(TEXTS, knob)
+        with pytest.raises(InputError, match=f"knows no knob of {knob}; give"):
+            trained.replay(trained.record(TEXTS), knob)
+    for speedup in (0, -1, float("nan")):
+        with pytest.raises(InputError, match=f"a speed-up of {speedup} is not possible"):
+            trained.knob_for(trained.record(TEXTS), speedup)
     with torch.no_grad():
         trained.fast.exits[0].out.bias[0] = float("nan")
         trained.fast.exits[1].out.bias[0] = float("nan")
@@ -157,6 +162,32 @@ def test_a_training_that_failed_leaves_nothing_to_predict_with(
         rival.predict(TEXTS)
 
 
+@pytest.mark.usefixtures("fp32")
+@pytest.mark.parametrize("method", ["first", "distilled", "pruned"])
+def test_a_classifier_to_begin_with_keeps_its_answers_and_its_order(
+    method: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    labels = ("good", "bad", "fair")
+    folder = make_checkpoint(tmp_path / "own", "mpnet", labels)
+    settings = {**SHORT, "learning_rate": 1e-12, "output": tmp_path / "out"}
+    makers: dict[str, Make] = {
+        "first": lambda own: FirstLayers(own, 2, **settings),
+        "distilled": lambda own: Distilled(own, checkpoints["bert"], **settings),
+        "pruned": lambda own: DPF(own, 0, **settings),
+    }
+    rival = makers[method](folder).fit(ROWS)
+    answers = rival.predict(TEXTS).logits
+    own = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        expected = own(**inputs_of(folder, TEXTS)).logits.numpy()
+        again = kept(**inputs_of(folder, TEXTS)).logits.numpy()
+    order = [labels.index(label) for label in rival.labels]
+    assert order != sorted(order)
+    np.testing.assert_allclose(answers, expected[:, order], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(answers, again, rtol=1e-3, atol=1e-4)
+
+
 def test_a_static_rival_has_no_knob(checkpoints: dict[str, Path]) -> None:
     rival = FirstLayers(checkpoints["bert"], 1, **SHORT).fit(ROWS)
     assert list(rival.knobs) == []
@@ -174,6 +205,22 @@ def test_what_cannot_be_trained_is_refused(checkpoints: dict[str, Path]) -> None
         MoEBERT(folder, experts=0, width=24, shared=16).fit(ROWS)
     with pytest.raises(InputError, match="row 1: the label of a regression is nan"):
         PABEE(folder, regression=True).fit(Rows(CORPUS[:2], None, ["1", "nan"]))
+    with pytest.raises(InputError, match="maximum length 2 is not possible: bert reads 3 to 64"):
+        PABEE(folder, max_length=2).fit(ROWS)
+    with pytest.raises(InputError, match="maximum length 2 is not possible"):
+        FirstLayers(folder, 1, max_length=2).fit(ROWS)
+    with pytest.raises(InputError, match="maximum length 0 is not possible"):
+        MoEBERT(folder, max_length=0).fit(ROWS)
+    for tolerance in (0, -1, float("nan")):
+        with pytest.raises(InputError, match=f"a tolerance of {tolerance} is not possible"):
+            PABEE(folder, regression=True, tolerance=tolerance)
+    with pytest.raises(InputError, match="a distillation weight of -5 and 512 rows"):
+        MoEBERT(folder, distillation_weight=-5)
+    with pytest.raises(InputError, match=r"weight of 5\.0 and 0 rows"):
+        MoEBERT(folder, importance_rows=0)
+    for rival in (PABEE("nowhere"), FirstLayers("nowhere", 1), DPF("nowhere", 0.5)):
+        with pytest.raises(ArtifactError, match="nowhere: not a"):
+            rival.fit(ROWS)
     with pytest.raises(InputError, match="masks every 0 steps"):
         DPF(folder, 0.5, every=0)
     with pytest.raises(InputError, match=r"a sparsity of 1\.5 is not"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_labels_are_read_in_the_order_of_the_model(checkpoints: dict[str, Path])
     turned.config.id2label = {0: "other", 1: "names", 2: "here"}
     with pytest.raises(LabelMismatchError, match="train the model on the labels of the stage"):
         as_stage(stage, turned, "other")
+
+
+def test_a_model_that_is_not_for_the_stage_is_refused(checkpoints: dict[str, Path]) -> None:
+    labels = ("0", "1")
+    numbers = Rows(ROWS.texts, None, [str(len(text) % 2) for text in ROWS.texts])
+    (stage,) = Cascade.from_stages([checkpoints["mpnet"]]).stages
+    stage.record = dataclasses.replace(stage.record, labels=labels)
+    regression = PABEE(checkpoints["mpnet"], regression=True, num_train_epochs=1).fit(numbers)
+    with pytest.raises(LabelMismatchError, match="train the model on the labels of the stage"):
+        as_stage(stage, regression.model, "regression")
+    (stage,) = Cascade.from_stages([checkpoints["roberta"]]).stages
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["mpnet"])
+    with pytest.raises(ArtifactError, match=r"reads \d+ words and the model only \d+; give"):
+        as_stage(stage, model, "of other words")
 
 
 def test_a_stage_of_another_cascade_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -1,40 +1,41 @@
 """Vanilla distillation (Hinton et al., arXiv 1503.02531): a model learns a larger one's logits.
 
-The smaller model is a complete one, or begins as the first layers of a larger one, as DistilBERT
-(Sanh et al., arXiv 1910.01108) and patient distillation (Sun et al., arXiv 1908.09355) begin. The
-loss is that of section 2 of Hinton et al.: the cross-entropy with the labels, and T² times the KL
-divergence from the teacher's distribution at temperature T;
-:class:`~cascadebert.training.losses.Objective` weighs the two.
+The smaller model is a complete one, or begins as some layers of a larger one: as the first, as
+patient distillation does (Sun et al., arXiv 1908.09355), or as every other, as DistilBERT does
+(Sanh et al., arXiv 1910.01108, section 3). The loss is that of section 2 of Hinton et al.: the
+cross-entropy with the labels, and T² times the KL divergence from the teacher's distribution at
+temperature T; :class:`~cascadebert.training.losses.Objective` weighs the two.
 
-Other than DistilBERT, nothing is distilled before the fine-tuning.
+Other than DistilBERT, nothing is distilled before the fine-tuning; other than patient distillation,
+only the logits are.
 """
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from cascadebert.data import Rows
-from cascadebert.rivals.first_layers import first_layers
-from cascadebert.rivals.rival import Static
-from cascadebert.training.checkpoints import open_checkpoint, open_config, own_labels
+from cascadebert.rivals.first_layers import some_layers
+from cascadebert.rivals.rival import FineTuned
+from cascadebert.training.checkpoints import open_config, own_labels
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import outputs_of
 
 
-class Distilled(Static):
+class Distilled(FineTuned):
     """A smaller classifier that learnt from a larger one.
 
     Args:
-        checkpoint: folder or hub name of the pre-trained encoder.
+        checkpoint: folder or hub name of a pre-trained encoder, or of a classifier such as the
+            teacher itself.
         teacher: folder or hub name of a fine-tuned classifier; its labels, in their order, are the
             smaller one's.
-        layers: that are kept of the encoder, from the first; by default all.
-        settings: those of :class:`~cascadebert.rivals.rival.Static`.
+        layers: how many are kept of the checkpoint, from the first; or the numbers of those that
+            are, from 1 on; by default all.
+        settings: those of :class:`~cascadebert.rivals.rival.FineTuned`.
     """
 
     def __init__(
@@ -42,25 +43,21 @@ class Distilled(Static):
         checkpoint: str | PathLike[str],
         teacher: str | PathLike[str],
         *,
-        layers: int | None = None,
+        layers: int | Sequence[int] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, **settings)
         self._teacher = teacher
         self._layers = layers
 
-    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
-        labels = own_labels(open_config(fspath(self._teacher)))
-        with tempfile.TemporaryDirectory() as scratch:
-            encoder = self._checkpoint
-            if self._layers is not None:
-                encoder = first_layers(encoder, self._layers, Path(scratch) / "encoder")
-            tuned = self._fine_tune(
-                encoder,
-                rows,
-                Path(scratch) / "tuned",
-                labels=labels,
-                objective=Objective("distillation"),
-                teacher=outputs_of(self._teacher, rows, max_length=self._max_length),
-            )
-            return open_checkpoint(tuned, attention=None)
+    def _start(self, folder: Path) -> str | PathLike[str]:
+        if self._layers is None:
+            return self._checkpoint
+        return some_layers(self._checkpoint, self._layers, folder)
+
+    def _options(self, rows: Rows) -> Mapping[str, Any]:
+        return {
+            "labels": own_labels(open_config(fspath(self._teacher))),
+            "objective": Objective("distillation"),
+            "teacher": outputs_of(self._teacher, rows, max_length=self._max_length),
+        }

@@ -177,7 +177,9 @@ class EarlyExit(Rival):
         self.labels = [] if self._regression else label_order(rows, None)
         # The head of the classifier is thrown away, whatever its labels: each exit has its own.
         names = self.labels or ["0", "1"]
-        return *open_encoder(self._checkpoint, names, self._max_length), None
+        classifier, tokenizer = open_encoder(self._checkpoint, names, self._max_length)
+        classifier.config.num_labels = max(len(self.labels), 1)
+        return classifier, tokenizer, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_fast": None}
@@ -197,15 +199,20 @@ class EarlyExit(Rival):
         return LastExit(self.network)
 
     def predict(self, rows: Any, knob: float | None = None) -> Answers:
-        network, checked = self.fast, as_rows(rows)
-        knob = self.knobs[0] if knob is None else knob
+        checked = as_rows(rows)
+        rule = self._rule(self.knobs[0] if knob is None else knob, len(checked))
+        return self._through(checked, rule)
+
+    def _rule(self, knob: float, rows: int) -> Leaves:
+        """That of a knob, which is refused if it means nothing."""
+        network = self.fast
         least, most = self.knob_range
         if not least <= knob <= most:
             raise InputError(
                 f"{type(self).__name__} knows no knob of {knob}; give {least:g} to {most:g}, "
                 f"of which {self.knobs[0]:g} is slow and {self.knobs[-1]:g} fast"
             )
-        return self._through(checked, self.leaves(network, knob, len(checked)))
+        return self.leaves(network, knob, rows)
 
     def cost(self, answers: Answers) -> NDArray[np.float64]:
         """See :meth:`Rival.cost`; an exit belongs to its layer."""
@@ -250,7 +257,7 @@ class EarlyExit(Rival):
     def replay(self, recording: Recording, knob: float) -> Answers:
         """What :meth:`predict` would answer but for rounding, without running anything."""
         layers, rows, _ = recording.logits.shape
-        leaves = self.leaves(self.fast, knob, rows)
+        leaves = self._rule(knob, rows)
         like = next(self.fast.parameters())
         layer = np.full(rows, layers, dtype=np.int64)
         here = np.arange(rows)
@@ -272,7 +279,11 @@ class EarlyExit(Rival):
         Args:
             recording: of rows like those to come.
             speedup: layers of the network over the mean of those that a row goes through.
+
+        Raises:
+            InputError: a speed-up that is not above 0.
         """
+        refuse_speedup(speedup)
         slow, fast = float(self.knobs[0]), float(self.knobs[-1])
         for _ in range(_HALVINGS):
             middle = (slow + fast) / 2
@@ -319,6 +330,12 @@ class EarlyExit(Rival):
             apart=exits,
             rate_apart=self._exit_rate,
         )
+
+
+def refuse_speedup(speedup: float) -> None:
+    """Refuse a speed-up that is none."""
+    if not speedup > 0:
+        raise InputError(f"a speed-up of {speedup} is not possible; give more than 0")
 
 
 def in_encoder(name: str) -> bool:

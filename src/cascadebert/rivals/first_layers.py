@@ -6,60 +6,98 @@ is an ordinary checkpoint: it can be a stage.
 
 from __future__ import annotations
 
-import tempfile
-from os import PathLike
+from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
-from cascadebert.rivals.rival import Static
-from cascadebert.training.checkpoints import open_checkpoint
+from cascadebert.rivals.rival import FineTuned
+from cascadebert.training.checkpoints import first_line, open_config
 from cascadebert.training.logs import quiet
 
 
-class FirstLayers(Static):
+class FirstLayers(FineTuned):
     """The first layers of an encoder, fine-tuned.
 
     Args:
         checkpoint: folder or hub name of the pre-trained encoder.
         layers: how many are kept.
-        settings: those of :class:`~cascadebert.rivals.rival.Static`.
+        settings: those of :class:`~cascadebert.rivals.rival.FineTuned`.
     """
 
     def __init__(self, checkpoint: str | PathLike[str], layers: int, **settings: Any) -> None:
         super().__init__(checkpoint, **settings)
         self._layers = layers
 
-    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
-        with tempfile.TemporaryDirectory() as scratch:
-            encoder = first_layers(self._checkpoint, self._layers, Path(scratch) / "encoder")
-            tuned = self._fine_tune(encoder, rows, Path(scratch) / "tuned")
-            return open_checkpoint(tuned, attention=None)
+    def _start(self, folder: Path) -> Path:
+        return some_layers(self._checkpoint, self._layers, folder)
 
 
-def first_layers(checkpoint: str | PathLike[str], layers: int, output: str | PathLike[str]) -> Path:
-    """Save the first layers of a pre-trained encoder, to be fine-tuned by ``fine_tune``.
+def some_layers(
+    checkpoint: str | PathLike[str], layers: int | Sequence[int], output: str | PathLike[str]
+) -> Path:
+    """Save some layers of an encoder or a classifier, to be fine-tuned by ``fine_tune``.
 
     Args:
-        checkpoint: folder or hub name of the encoder.
-        layers: how many are kept.
-        output: folder for the smaller encoder, with its tokenizer.
+        checkpoint: folder or hub name.
+        layers: how many are kept, from the first; or the numbers of those that are, from 1 on, in
+            their order.
+        output: folder for the smaller checkpoint, with its tokenizer. The head of a classifier
+            stays.
 
     Raises:
-        InputError: the encoder has fewer layers.
+        ArtifactError: it cannot be opened.
+        InputError: there are no such layers, or they cannot change their place.
     """
-    with quiet():
-        config = AutoConfig.from_pretrained(checkpoint)
-        if not 1 <= layers <= config.num_hidden_layers:
-            raise InputError(
-                f"{layers} layers are asked for; {checkpoint} has {config.num_hidden_layers}"
-            )
-        config.num_hidden_layers = layers
-        AutoModel.from_pretrained(checkpoint, config=config, use_safetensors=True).save_pretrained(
-            output
+    config: Any = open_config(fspath(checkpoint))
+    depth = config.num_hidden_layers
+    kept = list(range(1, layers + 1)) if isinstance(layers, int) else list(layers)
+    if not kept or kept != sorted(set(kept) & set(range(1, depth + 1))):
+        raise InputError(
+            f"layers {layers} of {fspath(checkpoint)} cannot be kept: it has 1 to {depth}; give "
+            "how many of the first, or growing numbers"
         )
+    tuned = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    kind = AutoModelForSequenceClassification if tuned else AutoModel
+    types = getattr(config, "layer_types", None)
+    if types:
+        config.layer_types = [types[number - 1] for number in kept]
+    config.num_hidden_layers = len(kept)
+    with quiet():
+        model = kind.from_pretrained(checkpoint, config=config, use_safetensors=True)
+        if kept != list(range(1, len(kept) + 1)):
+            _take_layers(model, kind.from_pretrained(checkpoint, use_safetensors=True), kept)
+        model.save_pretrained(output)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output)
     return Path(output)
+
+
+def _take_layers(model: Any, whole: Any, kept: Sequence[int]) -> None:
+    """Give a model of fewer layers the weights of some layers of the whole one."""
+    every = _layers_of(whole)
+    for own, number in zip(_layers_of(model), kept, strict=True):
+        try:
+            own.load_state_dict(every[number - 1].state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"layer {number} of a '{model.config.model_type}' cannot take the place of "
+                f"another, which has other weights; keep the first layers ({first_line(error)})"
+            ) from error
+
+
+def _layers_of(model: Any) -> nn.ModuleList:
+    found = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"which weights are a layer of '{model.config.model_type}' is not known; keep the "
+            "first layers, by their number"
+        )
+    return found[0]

@@ -228,6 +228,10 @@ class MoEBERT(Static):
         distillation_weight: lambda, of :func:`distillation_loss` beside the cross-entropy.
         importance_rows: training rows that the importance is taken over.
         settings: those of :class:`~cascadebert.rivals.rival.Static`.
+
+    Raises:
+        InputError: a negative weight, no rows for the importance; of :meth:`fit` also experts that
+            are not possible.
     """
 
     def __init__(
@@ -242,6 +246,11 @@ class MoEBERT(Static):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, **settings)
+        if not 0 <= distillation_weight < float("inf") or importance_rows < 1:
+            raise InputError(
+                f"a distillation weight of {distillation_weight} and {importance_rows} rows for "
+                "the importance are not possible; give 0 or more and 1 or more"
+            )
         self._shape = {"experts": experts, "width": width, "shared": shared}
         self._weight = distillation_weight
         self._importance_rows = importance_rows

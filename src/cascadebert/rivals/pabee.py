@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerState
 
-from cascadebert.rivals.early_exit import EarlyExit, Phase, Recording, exit_losses
+from cascadebert.errors import InputError
+from cascadebert.rivals.early_exit import EarlyExit, Phase, Recording, exit_losses, refuse_speedup
 from cascadebert.rivals.network import ExitNetwork
 from cascadebert.rivals.regrouping import Leaves
 from cascadebert.rivals.rival import refuse_unfitted
@@ -34,7 +35,11 @@ class PABEE(EarlyExit):
     Args:
         checkpoint: folder or hub name of a pre-trained encoder.
         tolerance: of a regression, how little two answers may differ and still agree.
-        settings: those of :class:`EarlyExit`.
+        settings: those of :class:`EarlyExit`. Of a network of 2 layers no row leaves early, as two
+            answers are there only after the last.
+
+    Raises:
+        InputError: a tolerance that is not above 0.
     """
 
     regressions = True
@@ -43,6 +48,8 @@ class PABEE(EarlyExit):
         self, checkpoint: str | PathLike[str], *, tolerance: float = 0.1, **settings: Any
     ) -> None:
         super().__init__(checkpoint, **settings)
+        if not tolerance > 0:
+            raise InputError(f"a tolerance of {tolerance} is not possible; give more than 0")
         self._tolerance = tolerance
 
     knob_range = (1.0, float("inf"))
@@ -54,6 +61,7 @@ class PABEE(EarlyExit):
 
     def knob_for(self, recording: Recording, speedup: float) -> float:
         """The patience that comes nearest; see :meth:`EarlyExit.knob_for`."""
+        refuse_speedup(speedup)
         return min(self.knobs, key=lambda knob: abs(self.layers_speedup(recording, knob) - speedup))
 
     def phases(self) -> Sequence[Phase]:

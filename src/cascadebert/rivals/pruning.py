@@ -14,23 +14,20 @@ gradient of 0, and nothing would come back. The paper is about convolutional net
 the matrices of an encoder's layers, and the embeddings and the classifier are left alone.
 
 :class:`DPF` does all of it. :class:`PruningCallback` prunes in any training by ``fine_tune``; what
-comes of it is an ordinary checkpoint with zeros in it, and :func:`shrunk` opens one without the
-heads and columns that are zero.
+comes of it is an ordinary checkpoint with zeros in it, and :func:`shrink` cuts the heads and
+columns that are zero out of it.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -41,8 +38,7 @@ from transformers import (
 from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, HEADS, KINDS, Block, blocks
-from cascadebert.rivals.rival import Static
-from cascadebert.training.checkpoints import open_checkpoint
+from cascadebert.rivals.rival import FineTuned
 
 
 class _Masked(nn.Module):
@@ -96,15 +92,15 @@ class Pruning:
             return
         for kind in KINDS:
             for block, kept in zip(self._blocks, self._kept(share, kind), strict=True):
-                mask = _mask_of(block.reader(kind))[1].mask
-                mask.copy_(kept.repeat_interleave(mask.shape[1] // len(kept)))
+                across = _mask_of(block.reader(kind))[1].mask
+                across.copy_(kept.repeat_interleave(across.shape[1] // len(kept)))
 
     def finish(self) -> None:
         """Put m * w in the place of the weights, and take the masks away."""
         for module in self._masked():
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
-    def _masked(self) -> Iterator[nn.Module]:
+    def _masked(self) -> Iterator[Any]:
         """The matrices that are masked."""
         for block in self._blocks:
             yield from (block.reader(kind) for kind in KINDS)
@@ -190,15 +186,15 @@ class PruningCallback(TrainerCallback):
         del self._pruning
 
 
-class DPF(Static):
+class DPF(FineTuned):
     """A classifier pruned while it is fine-tuned.
 
     Args:
-        checkpoint: folder or hub name of a pre-trained encoder.
+        checkpoint: folder or hub name of a pre-trained encoder, or of a classifier to go on with.
         sparsity, structured, every, until: see :class:`PruningCallback`. Only what is pruned in a
             structured way gets smaller and faster.
-        output: folder for the checkpoint with zeros in it, if that is to be kept.
-        settings: those of :class:`~cascadebert.rivals.rival.Static`.
+        settings: those of :class:`~cascadebert.rivals.rival.FineTuned`; the checkpoint in
+            ``output`` has zeros in it, see :func:`shrink`.
     """
 
     def __init__(
@@ -209,31 +205,18 @@ class DPF(Static):
         structured: bool = True,
         every: int = 16,
         until: float = 0.75,
-        output: str | PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, **settings)
         self._callback = PruningCallback(sparsity, structured=structured, every=every, until=until)
-        self._output = output
+
+    def _options(self, rows: Rows) -> Mapping[str, Any]:  # noqa: ARG002
+        return {"callbacks": [self._callback]}
 
     def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
-        with tempfile.TemporaryDirectory() as scratch:
-            tuned = self._fine_tune(
-                self._checkpoint,
-                rows,
-                self._output or Path(scratch) / "tuned",
-                callbacks=[self._callback],
-            )
-            return shrunk(tuned)
-
-
-def shrunk(
-    checkpoint: str | PathLike[str],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a checkpoint with zeros in it as a smaller classifier, in fp32, with its tokenizer."""
-    model, tokenizer = open_checkpoint(checkpoint, attention=None)
-    shrink(model.base_model)
-    return model, tokenizer
+        model, tokenizer = super()._train(rows)
+        shrink(model.base_model)
+        return model, tokenizer
 
 
 @torch.no_grad()

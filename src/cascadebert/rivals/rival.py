@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,12 @@ from cascadebert.data import Rows, as_rows
 from cascadebert.errors import CascadeError, InputError
 from cascadebert.runtimes.torch import ModelRuntime
 from cascadebert.stage import TokenizedRows
-from cascadebert.training.checkpoints import maximum_length, model_inputs, own_labels
+from cascadebert.training.checkpoints import (
+    maximum_length,
+    model_inputs,
+    open_checkpoint,
+    own_labels,
+)
 from cascadebert.training.export import model_cost
 from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.outputs import bf16_is_fast
@@ -164,17 +170,45 @@ class Static(Rival):
         refuse_unfitted(self, self._model is not None)
         return self._counted.row_flops(answers.tokens)
 
-    def _fine_tune(
+
+class FineTuned(Static):
+    """A single classifier that ``fine_tune`` makes, with what it begins with or on the way changed.
+
+    Args:
+        checkpoint: folder or hub name of what it is made from.
+        output: folder for the ordinary checkpoint, if that is to be kept.
+        settings: those of :class:`Static`.
+    """
+
+    def __init__(
         self,
-        encoder: str | PathLike[str],
-        rows: Rows,
-        folder: str | PathLike[str],
-        **options: Any,
-    ) -> Path:
-        """A checkpoint in ``folder``, trained with the arguments that were given."""
-        return fine_tune(
-            encoder, rows, folder, max_length=self._max_length, **options, **self._arguments
-        )
+        checkpoint: str | PathLike[str],
+        *,
+        output: str | PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(checkpoint, **settings)
+        self._output = output
+
+    def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
+        with tempfile.TemporaryDirectory() as scratch:
+            tuned = fine_tune(
+                self._start(Path(scratch) / "start"),
+                rows,
+                self._output or Path(scratch) / "tuned",
+                max_length=self._max_length,
+                **self._options(rows),
+                **self._arguments,
+            )
+            return open_checkpoint(tuned, attention=None)
+
+    def _start(self, folder: Path) -> str | PathLike[str]:  # noqa: ARG002
+        """The checkpoint to begin with, made in ``folder`` if it has to be made."""
+        return self._checkpoint
+
+    def _options(self, rows: Rows) -> Mapping[str, Any]:  # noqa: ARG002
+        """What :func:`~cascadebert.training.fine_tuning.fine_tune` is told besides."""
+        return {}
 
 
 class Reading:
@@ -185,6 +219,9 @@ class Reading:
         tokenizer: its own.
         max_length: tokens that a row is cut at, where the model has so many positions.
 
+    Raises:
+        InputError: fewer than 3 tokens, which say nothing of a row.
+
     Attributes:
         inputs: names of what the model reads.
         padding: for each of them but the attention mask the id that fills rows up.
@@ -192,7 +229,8 @@ class Reading:
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.most = min(max_length, maximum_length(model, tokenizer, None))
+        most = min(max_length, maximum_length(model, tokenizer, None))
+        self.most = maximum_length(model, tokenizer, most)
         self.inputs = model_inputs(model, tokenizer)
         padding = {"input_ids": int(cast(Any, tokenizer).pad_token_id or 0), "token_type_ids": 0}
         self.padding = {name: padding[name] for name in self.inputs if name in padding}

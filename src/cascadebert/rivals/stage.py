@@ -18,7 +18,7 @@ import hashlib
 from typing import Any
 
 from cascadebert.artifact import TOKENIZER_FILE
-from cascadebert.errors import LabelMismatchError
+from cascadebert.errors import ArtifactError, LabelMismatchError
 from cascadebert.rivals.rival import in_fast_precision, runtime_of
 from cascadebert.runtimes.torch import ModelRuntime
 from cascadebert.stage import TransformerStage
@@ -38,12 +38,18 @@ def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage
 
     Raises:
         LabelMismatchError: the model's labels are others. Their order may be any.
+        ArtifactError: the stage's tokenizer has more words than the model.
     """
     labels = own_labels(model.config)
     if sorted(labels) != sorted(stage.record.labels):
         raise LabelMismatchError(
             f"the model's labels are {labels} and those of stage '{stage.name}' "
             f"{list(stage.record.labels)}; train the model on the labels of the stage"
+        )
+    if stage.words > model.config.vocab_size:
+        raise ArtifactError(
+            f"stage '{stage.name}' reads {stage.words} words and the model only "
+            f"{model.config.vocab_size}; give the stage of the checkpoint that it was made from"
         )
     made = stage.with_labels(labels)
     made.record = dataclasses.replace(

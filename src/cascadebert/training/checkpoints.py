@@ -154,14 +154,13 @@ def maximum_length(
         InputError: more than the model has positions for, or fewer than 3.
     """
     limit = _position_limit(model)
-    if wanted is not None:
-        if not 3 <= wanted <= limit:
-            raise InputError(
-                f"maximum length {wanted} is not possible: {model.config.model_type} reads "
-                f"3 to {limit} tokens"
-            )
-        return wanted
-    return int(min(limit, tokenizer.model_max_length))
+    length = int(min(limit, tokenizer.model_max_length)) if wanted is None else wanted
+    if not 3 <= length <= limit:
+        raise InputError(
+            f"maximum length {length} is not possible: {model.config.model_type} reads "
+            f"3 to {limit} tokens"
+        )
+    return length
 
 
 def _position_limit(model: PreTrainedModel) -> int:

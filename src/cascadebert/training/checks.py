@@ -13,7 +13,6 @@ from cascadebert.data import Rows, listed
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError
 from cascadebert.linear import feature_version
 from cascadebert.training.checkpoints import (
-    first_line,
     maximum_length,
     refuse_other_tokenizer,
 )
@@ -125,15 +124,7 @@ def _open_stage(
         flops = 100.0 * len(labels)
         fingerprint = f"features {feature_version()}, C {DEFAULT_C}"
         return StageSource(number, LINEAR, LINEAR, fingerprint, flops, 1, 0, 0)
-    try:
-        model, tokenizer = open_encoder(checkpoint, labels, max_length)
-    except ArtifactError:
-        raise
-    except Exception as error:
-        raise ArtifactError(
-            f"{checkpoint}: not a pre-trained encoder that can be opened ({first_line(error)}); "
-            "give a folder with config.json, safetensors and a tokenizer, or a hub name"
-        ) from error
+    model, tokenizer = open_encoder(checkpoint, labels, max_length)
     refuse_other_tokenizer(tokenizer, model, checkpoint)
     if tokenizer.pad_token is None:
         raise ArtifactError(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -30,7 +31,7 @@ from transformers import (
 
 from cascadebert.data import Rows, as_rows
 from cascadebert.errors import ArtifactError, InputError, TrainingError
-from cascadebert.training.checkpoints import maximum_length
+from cascadebert.training.checkpoints import first_line, maximum_length, own_labels
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.logs import quiet, quiet_transformers
@@ -202,22 +203,33 @@ def open_encoder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An encoder under a classification head for these labels, in fp32, and its tokenizer.
 
+    A head that there is stays if it has as many outputs; if these have the same names in another
+    order, they are put into this one.
+
     Raises:
-        ArtifactError: the encoder's own weights are missing or do not fit.
+        ArtifactError: it cannot be opened, or the encoder's own weights are missing or do not fit.
     """
-    with quiet():
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    try:
+        with quiet():
+            own = own_labels(AutoConfig.from_pretrained(checkpoint))
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint,
+                num_labels=len(names),
+                id2label=dict(enumerate(names)),
+                label2id={name: i for i, name in enumerate(names)},
+                problem_type="single_label_classification",
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    except Exception as error:
+        raise ArtifactError(
+            f"{fspath(checkpoint)}: not a pre-trained encoder that can be opened "
+            f"({first_line(error)}); give a folder with config.json, safetensors and a tokenizer, "
+            "or a hub name"
+        ) from error
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     # A new head and pooler are what a pre-trained encoder is expected to need.
     inner = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
@@ -227,7 +239,22 @@ def open_encoder(
             f"{fspath(checkpoint)}: has no fitting weights for {', '.join(random[:3])} "
             f"({len(random)} tensors), which would be random; give a pre-trained encoder"
         )
+    if own != list(names) and sorted(own) == sorted(names):
+        _reorder_outputs(model, [own.index(name) for name in names])
     return model, tokenizer
+
+
+@torch.no_grad()
+def _reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Put the outputs of a classifier's head into another order."""
+    (*_, last) = (
+        module
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not path.startswith(f"{model.base_model_prefix}.")
+    )
+    for own in last.parameters():
+        own.copy_(own[list(order)])
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
