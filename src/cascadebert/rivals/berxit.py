@@ -8,7 +8,8 @@ a constant. A row leaves at the first layer whose certainty is above a threshold
 stores 1 - u and leaves below.
 
 Other than in the code: h_i is the layer's state of the first token, as in the paper, or what else
-the exits read, not that state after the pooler; rows that stay are batched anew after each layer.
+the exits read, not that state after the pooler; the last exit, which answers whatever comes to it,
+learns no certainty; rows that stay are batched anew after each layer.
 """
 
 from __future__ import annotations

@@ -14,10 +14,16 @@ Gradients of exit i of n are scaled by 1 / (n - i + 1) on their way into the lay
 the layers above by (n - i) / (n - i + 1), so that exits pull alike at what they share
 (:func:`balanced`, the gradient equilibrium).
 
+What is learnt from the assistant is the mean squared distance of the hidden states, over the
+embeddings and all layers, plus the KL divergence of the answers, over all exits.
+
 Other than in the authors' code: the assistant learns from labels, where theirs learns from a
-fine-tuned model (here it may begin as one); Taylor terms are those of the exits' cross-entropies on
-some rows, batch by batch; there are few steps of pruning, each with a training of its own; learning
-hidden states and answers is one phase, not two; rows that stay are batched anew after each layer.
+fine-tuned model (here it may begin as one); a Taylor term is |sum of w dL/dw| over a head or column
+(:meth:`~cascadebert.rivals.blocks.Block.taylor`), of the exits' cross-entropies on some rows, batch
+by batch, where theirs sums absolute values weight by weight; there are few steps of pruning, each
+with a training of its own, and the embeddings are factorised once, at the first; distances are
+averaged over the layers, not summed; learning hidden states and answers is one phase, not two; rows
+that stay are batched anew after each layer.
 """
 
 from __future__ import annotations

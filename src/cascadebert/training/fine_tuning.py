@@ -70,7 +70,8 @@ def fine_tune(
 
     Args:
         checkpoint: folder or hub name of a pre-trained encoder; a classifier's head is kept if
-            it has as many labels, else a new one takes its place.
+            it has as many labels, by their names if these are the same, else a new one takes its
+            place.
         rows: training rows with labels.
         output: folder for the fine-tuned checkpoint (safetensors, tokenizer, label names).
         labels: label names in the order of the logits; by default the sorted names in ``rows``.
@@ -92,8 +93,9 @@ def fine_tune(
         ``output``.
 
     Raises:
-        InputError: rows without labels, fewer than two labels, a label not in ``labels``, or an
-            objective without what it needs.
+        ArtifactError: the checkpoint cannot be opened.
+        InputError: rows without labels, fewer than two labels, a label not in ``labels``, fewer
+            than 3 tokens a row, or an objective without what it needs.
         TrainingError: the loss was not finite.
     """
     rows = as_rows(rows, with_labels=True)
