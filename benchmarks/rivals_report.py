@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from cascadebert.evaluation.svg import canvas, style
@@ -246,8 +245,7 @@ def picture(results: Results, path: Path) -> None:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=columns)
-        with mpl.rc_context({"svg.hashsalt": path.name}):
-            figure.savefig(path, facecolor="white", metadata={"Date": None})
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
 
 
 def _draw(axes: Any, methods: dict[str, dict[str, Any]], family: str, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_pictures_do_not_share_ids() -> None:
     assert not ids[0] & ids[1]
     assert "http" not in sources[0]
     assert 'aria-label="says &quot;this&quot;"' in sources[0]
+
+
+def test_a_figure_is_the_same_file_whenever_it_is_drawn() -> None:
+    files = []
+    for _ in range(2):
+        with canvas(200) as figure:
+            figure.add_subplot().plot([1, 2], marker="o")
+            files.append(io.BytesIO())
+            figure.savefig(files[-1], format="svg", metadata={"Date": None})
+    assert files[0].getvalue() == files[1].getvalue()
 
 
 def test_shown() -> None:

@@ -41,6 +41,8 @@ STYLES = (
 
 _SETTINGS = {
     "svg.fonttype": "none",
+    # The same figure is the same file, whenever it is drawn.
+    "svg.hashsalt": "cascadebert",
     # Names of users are no formulas, whatever dollars are in them.
     "text.parse_math": False,
     "font.size": FONT_SIZE,
@@ -124,11 +126,8 @@ def inline(figure: Any, name: str, label: str) -> str:
         name: prefix of the ids within, other than any other's on the page.
         label: says what is to be seen to those who do not see it.
     """
-    import matplotlib as mpl
-
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(file.getvalue())
     _drop_the_unneeded(root)
     wanted = {
