@@ -492,7 +492,9 @@ def part_of(task: Task, method: str, seed: int) -> tuple[str, dict[str, Any]]:
 
 
 def training_of(task: Task, method: str, seed: int) -> dict[str, Any]:
-    """What a rival's weights depend on."""
+    """What a rival's weights depend on, but for the code: remove what has been made when that
+    changes.
+    """
     places = [PRETRAINED] if method.startswith("first") else []
     if method not in FIRST_LAYERS:
         places.append(whole_of(task.name))
@@ -501,6 +503,7 @@ def training_of(task: Task, method: str, seed: int) -> dict[str, Any]:
         "rows": task.train.fingerprint(),
         "arguments": arguments_of(task.name, method, seed),
         "made_of": [known(place) for place in places],
+        **({"layers": EVERY_OTHER} if method.startswith("every") else {}),
     }
 
 

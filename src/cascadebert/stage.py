@@ -334,9 +334,9 @@ class TransformerStage(Stage):
         return (tokenizer, record.inputs, record.max_length, record.truncation_side)
 
     @property
-    def words(self) -> int:
-        """How many the tokenizer knows."""
-        return int(self._tokenizer.get_vocab_size())
+    def largest_id(self) -> int:
+        """Of all words that the tokenizer knows."""
+        return int(max(self._tokenizer.get_vocab().values()))
 
     def tokenize(self, rows: Rows) -> TokenizedRows:
         """Encode rows with the stage's own tokenizer, cut at the stage's maximum length."""

@@ -87,7 +87,7 @@ def test_the_heads_and_columns_that_matter_stay(checkpoints: dict[str, Path]) ->
     wanted = [(1, 5), (0, 20)]
     with torch.no_grad():
         for block, (head, column) in zip(blocks(rival.network.encoder), wanted, strict=True):
-            # Of the others nothing is read, so the loss would be the same without them.
+            # Of the others little is read, so the loss would be nearly the same without them.
             heads = torch.arange(block.heads * block.head_width) // block.head_width
             block.reader(HEADS).weight[:, heads != head] *= 1e-3
             block.reader(COLUMNS).weight[:, torch.arange(block.columns) != column] *= 1e-3
@@ -105,8 +105,7 @@ def test_what_the_assistant_teaches(checkpoints: dict[str, Path]) -> None:
     """The mean over states of the squared distance, and over exits of the divergence."""
     rival = COSTEFF(checkpoints["bert"], embedding_rank=None)
     own, assistant = (
-        ExitNetwork(AutoModel.from_pretrained(checkpoints[name]), 3).eval()
-        for name in ("bert", "bert")
+        ExitNetwork(AutoModel.from_pretrained(checkpoints["bert"]), 3).eval() for _ in range(2)
     )
     with torch.no_grad():
         for weight in own.encoder.parameters():

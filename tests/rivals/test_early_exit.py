@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy.stats import entropy as scipy_entropy
 from transformers import (
     AutoModel,
@@ -32,7 +33,7 @@ from cascadebert.rivals.rival import tokenized
 from cascadebert.rivals.shallow_deep import ShallowDeep, exit_weights
 from cascadebert.stage import TokenizedRows
 from cascadebert.training.fine_tuning import fine_tune
-from conftest import CORPUS, LABELS, inputs_of
+from conftest import CORPUS, LABELS, inputs_of, make_checkpoint
 
 TEXTS = [" ".join(text.split()[: 1 + i % 9]) for i, text in enumerate(CORPUS * 6)]
 ROWS = Rows(TEXTS, None, [LABELS[i % 3] for i in range(len(TEXTS))])
@@ -373,10 +374,28 @@ def test_first_layers_are_a_checkpoint_of_their_own(
     torch.testing.assert_close(found, expected)
     fine_tune(folder, ROWS, tmp_path / "tuned", **SHORT)
     for layers in (4, 0, (2, 1), (1, 1), (3, 4)):
-        with pytest.raises(InputError, match=r"cannot be kept: it has 1 to 3; give how many"):
+        with pytest.raises(InputError, match=r"cannot be kept: it has layers 1 to 3; give how"):
             some_layers(checkpoints["xlm-roberta"], layers, tmp_path / "more")
     with pytest.raises(ArtifactError, match="not a checkpoint that transformers can open"):
         some_layers(tmp_path / "nowhere", 1, tmp_path / "more")
+
+
+def test_some_layers_are_those_that_are_there(tmp_path: Path) -> None:
+    # Of a regression as of any other encoder.
+    make_checkpoint(tmp_path / "whole", "bert", ("score",))
+    fine_tune(some_layers(tmp_path / "whole", 1, tmp_path / "one"), ROWS, tmp_path / "tuned")
+    # What the checkpoint lacks is left to the training, whose seed decides, or is refused.
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    for lacking in ("bert.pooler", "bert.encoder.layer.0"):
+        kept = {name: own for name, own in weights.items() if not name.startswith(lacking)}
+        save_file(kept, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+        if lacking == "bert.pooler":
+            some_layers(tmp_path / "whole", 1, tmp_path / "one")
+            found = load_file(tmp_path / "one" / "model.safetensors")
+            assert not [name for name in found if "pooler" in name]
+            assert "bert.encoder.layer.0.output.dense.weight" in found
+    with pytest.raises(ArtifactError, match=r"has no fitting weights for bert\.encoder\.layer\.0"):
+        some_layers(tmp_path / "whole", 1, tmp_path / "one")
 
 
 def test_every_other_layer_under_the_head_of_a_classifier(

@@ -110,7 +110,7 @@ def test_a_model_that_is_not_for_the_stage_is_refused(checkpoints: dict[str, Pat
         as_stage(stage, regression.model, "regression")
     (stage,) = Cascade.from_stages([checkpoints["roberta"]]).stages
     model = AutoModelForSequenceClassification.from_pretrained(checkpoints["mpnet"])
-    with pytest.raises(ArtifactError, match=r"reads \d+ words and the model only \d+; give"):
+    with pytest.raises(ArtifactError, match=r"has the id \d+, the model only \d+ embeddings; give"):
         as_stage(stage, model, "of other words")
 
 

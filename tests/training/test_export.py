@@ -135,7 +135,13 @@ def test_a_graph_that_ignores_token_types_is_not_used(
         Cascade.from_stages([make("a")])
 
 
-def test_no_such_checkpoint(tmp_path: Path) -> None:
+def test_no_such_checkpoint(tmp_path: Path, make: Make) -> None:
+    folder = make("from one")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(i + 1): name for i, name in enumerate(LABELS)}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"has the numbers \[1, 2, 3\], so which logit"):
+        Cascade.from_stages([folder])
     with pytest.raises(ArtifactError, match="not a checkpoint that transformers can open"):
         Cascade.from_stages([tmp_path / "nowhere"])
 

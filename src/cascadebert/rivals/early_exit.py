@@ -154,7 +154,7 @@ class EarlyExit(Rival):
         torch.manual_seed(int(self._arguments.get("seed", 0)))
         classifier, self._tokenizer, head = self._open(rows)
         self._reading = Reading(classifier, self._tokenizer, self._max_length)
-        self.network = self.build(max(len(self.labels), 1), classifier.base_model, head)
+        self.network = self.build(len(self.labels) or 1, classifier.base_model, head)
         if self.network.depth < 2:
             raise InputError("a network of 1 layer has no early exit; keep 2 layers or more")
         for phase in self.phases():
@@ -178,7 +178,8 @@ class EarlyExit(Rival):
         # The head of the classifier is thrown away, whatever its labels: each exit has its own.
         names = self.labels or ["0", "1"]
         classifier, tokenizer = open_encoder(self._checkpoint, names, self._max_length)
-        classifier.config.num_labels = max(len(self.labels), 1)
+        # Nor are the two outputs there that a regression was opened with.
+        classifier.config.num_labels = len(self.labels) or 1
         return classifier, tokenizer, None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,7 +205,7 @@ class EarlyExit(Rival):
         return self._through(checked, rule)
 
     def _rule(self, knob: float, rows: int) -> Leaves:
-        """That of a knob, which is refused if it means nothing."""
+        """The rule of a knob; one that means nothing is refused."""
         network = self.fast
         least, most = self.knob_range
         if not least <= knob <= most:
@@ -281,7 +282,7 @@ class EarlyExit(Rival):
             speedup: layers of the network over the mean of those that a row goes through.
 
         Raises:
-            InputError: a speed-up that is not above 0.
+            InputError: a speed-up that is no number above 0.
         """
         refuse_speedup(speedup)
         slow, fast = float(self.knobs[0]), float(self.knobs[-1])
@@ -334,8 +335,8 @@ class EarlyExit(Rival):
 
 def refuse_speedup(speedup: float) -> None:
     """Refuse a speed-up that is none."""
-    if not speedup > 0:
-        raise InputError(f"a speed-up of {speedup} is not possible; give more than 0")
+    if not 0 < speedup < float("inf"):
+        raise InputError(f"a speed-up of {speedup} is not possible; give a number above 0")
 
 
 def in_encoder(name: str) -> bool:

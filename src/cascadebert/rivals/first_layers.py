@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert.errors import InputError
 from cascadebert.rivals.rival import FineTuned
-from cascadebert.training.checkpoints import first_line, open_config
+from cascadebert.training.checkpoints import first_line, open_to_train, read_config
 from cascadebert.training.logs import quiet
 
 
@@ -50,29 +49,29 @@ def some_layers(
             stays.
 
     Raises:
-        ArtifactError: it cannot be opened.
+        ArtifactError: it cannot be opened, or lacks weights.
         InputError: there are no such layers, or they cannot change their place.
     """
-    config: Any = open_config(fspath(checkpoint))
+    config: Any = read_config(fspath(checkpoint))
     depth = config.num_hidden_layers
-    kept = list(range(1, layers + 1)) if isinstance(layers, int) else list(layers)
+    kept = list(layers) if isinstance(layers, Sequence) else list(range(1, layers + 1))
     if not kept or kept != sorted(set(kept) & set(range(1, depth + 1))):
         raise InputError(
-            f"layers {layers} of {fspath(checkpoint)} cannot be kept: it has 1 to {depth}; give "
-            "how many of the first, or growing numbers"
+            f"layers {layers} of {fspath(checkpoint)} cannot be kept: it has layers 1 to {depth}; "
+            "give how many of the first, or numbers that ascend"
         )
-    tuned = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    kind = AutoModelForSequenceClassification if tuned else AutoModel
     types = getattr(config, "layer_types", None)
     if types:
         config.layer_types = [types[number - 1] for number in kept]
     config.num_hidden_layers = len(kept)
+    model, tokenizer, fresh = open_to_train(checkpoint, config=config)
+    if kept != list(range(1, len(kept) + 1)):
+        _take_layers(model, open_to_train(checkpoint)[0], kept)
+    # What is random is drawn when the training begins, by its seed.
+    known = {name: own for name, own in model.state_dict().items() if name not in fresh}
     with quiet():
-        model = kind.from_pretrained(checkpoint, config=config, use_safetensors=True)
-        if kept != list(range(1, len(kept) + 1)):
-            _take_layers(model, kind.from_pretrained(checkpoint, use_safetensors=True), kept)
-        model.save_pretrained(output)
-        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output)
+        model.save_pretrained(output, state_dict=known)
+        tokenizer.save_pretrained(output)
     return Path(output)
 
 

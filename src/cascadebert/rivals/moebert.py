@@ -230,8 +230,8 @@ class MoEBERT(Static):
         settings: those of :class:`~cascadebert.rivals.rival.Static`.
 
     Raises:
-        InputError: a negative weight, no rows for the importance; of :meth:`fit` also experts that
-            are not possible.
+        InputError: a weight that is negative or no number, no rows for the importance; of
+            :meth:`fit` also experts that are not possible.
     """
 
     def __init__(

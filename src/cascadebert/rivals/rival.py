@@ -68,6 +68,7 @@ class Rival(ABC):
         """Train on labelled rows, as :func:`~cascadebert.data.as_rows` takes them.
 
         Raises:
+            ArtifactError: a checkpoint that cannot be opened, or lacks weights.
             InputError: rows that cannot be used, fewer than two labels, or an encoder that the
                 method cannot be built into.
             TrainingError: the loss was not finite.

@@ -38,7 +38,7 @@ def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage
 
     Raises:
         LabelMismatchError: the model's labels are others. Their order may be any.
-        ArtifactError: the stage's tokenizer has more words than the model.
+        ArtifactError: the stage's tokenizer has a word that the model has not.
     """
     labels = own_labels(model.config)
     if sorted(labels) != sorted(stage.record.labels):
@@ -46,10 +46,11 @@ def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage
             f"the model's labels are {labels} and those of stage '{stage.name}' "
             f"{list(stage.record.labels)}; train the model on the labels of the stage"
         )
-    if stage.words > model.config.vocab_size:
+    if stage.largest_id >= model.config.vocab_size:
         raise ArtifactError(
-            f"stage '{stage.name}' reads {stage.words} words and the model only "
-            f"{model.config.vocab_size}; give the stage of the checkpoint that it was made from"
+            f"the tokenizer of stage '{stage.name}' has the id {stage.largest_id}, the model only "
+            f"{model.config.vocab_size} embeddings; give the stage of the checkpoint that it was "
+            "made from"
         )
     made = stage.with_labels(labels)
     made.record = dataclasses.replace(

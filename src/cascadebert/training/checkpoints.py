@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -63,6 +63,51 @@ def open_checkpoint(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def open_to_train(
+    checkpoint: str | PathLike[str], *, max_length: int | None = None, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
+    """Load what a training begins with: a pre-trained encoder, or a classifier.
+
+    Args:
+        checkpoint: folder or hub name.
+        max_length: that the tokenizer is to know; by default its own.
+        settings: of transformers' ``from_pretrained``.
+
+    Returns:
+        A sequence classifier in fp32, the tokenizer, and the names of the weights that the
+        checkpoint has not and that are random, of head and pooler alone.
+
+    Raises:
+        ArtifactError: it cannot be opened, or other weights are missing or do not fit.
+    """
+    place, length = os.fspath(checkpoint), {"model_max_length": max_length}
+    try:
+        with quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **settings,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place, **length if max_length else {})
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: not a pre-trained encoder that can be opened ({first_line(error)}); give a "
+            "folder with config.json, safetensors and a tokenizer, or a hub name"
+        ) from error
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    # A new head and pooler are what a pre-trained encoder is expected to need.
+    inner = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
+    random = sorted(key for key in inner if "pooler" not in key)
+    if random:
+        raise ArtifactError(
+            f"{place}: has no fitting weights for {', '.join(random[:3])} ({len(random)} tensors), "
+            "which would be random; give a pre-trained encoder"
+        )
+    return model, tokenizer, fresh
+
+
 def refuse_other_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str
 ) -> None:
@@ -95,15 +140,10 @@ def open_config(place: str) -> PretrainedConfig:
     """The configuration of a checkpoint that may be a stage.
 
     Raises:
-        ArtifactError: it cannot be opened, or is a regression or a multi-label classifier.
+        ArtifactError: it cannot be opened, is a regression or a multi-label classifier, or its
+            labels are not numbered from 0.
     """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place)
-    except Exception as error:
-        raise ArtifactError(
-            f"{place}: not a checkpoint that transformers can open ({first_line(error)}); "
-            "give a folder with config.json, or a hub name"
-        ) from error
+    config = read_config(place)
     if len(own_labels(config)) < 2:
         raise ArtifactError(
             f"{place}: has one output (a regression); "
@@ -113,6 +153,22 @@ def open_config(place: str) -> PretrainedConfig:
         raise ArtifactError(
             f"{place}: is a multi-label classifier; a cascade needs one label a row"
         )
+    return config
+
+
+def read_config(place: str) -> PretrainedConfig:
+    """The configuration of any checkpoint.
+
+    Raises:
+        ArtifactError: it cannot be opened.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place)
+    except Exception as error:
+        raise ArtifactError(
+            f"{place}: not a checkpoint that transformers can open ({first_line(error)}); "
+            "give a folder with config.json, or a hub name"
+        ) from error
     return config
 
 
@@ -140,8 +196,17 @@ def label_names(
 
 
 def own_labels(config: PretrainedConfig) -> list[str]:
-    """The label names of a configuration in the order of the logits."""
+    """The label names of a configuration in the order of the logits.
+
+    Raises:
+        ArtifactError: they are not numbered from 0.
+    """
     names = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    if sorted(names) != list(range(len(names))):
+        raise ArtifactError(
+            f"a checkpoint's id2label has the numbers {sorted(names)}, so which logit a label has "
+            "is not known; number them from 0 on in its config.json"
+        )
     return [names[i] for i in range(len(names))]
 
 

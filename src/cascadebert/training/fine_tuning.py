@@ -17,9 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -30,8 +27,8 @@ from transformers import (
 )
 
 from cascadebert.data import Rows, as_rows
-from cascadebert.errors import ArtifactError, InputError, TrainingError
-from cascadebert.training.checkpoints import first_line, maximum_length, own_labels
+from cascadebert.errors import InputError, TrainingError
+from cascadebert.training.checkpoints import maximum_length, open_to_train, read_config
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.logs import quiet, quiet_transformers
@@ -70,8 +67,8 @@ def fine_tune(
 
     Args:
         checkpoint: folder or hub name of a pre-trained encoder; a classifier's head is kept if
-            it has as many labels, by their names if these are the same, else a new one takes its
-            place.
+            it has as many labels, put into their order if the names are the same, and replaced by
+            a new one otherwise.
         rows: training rows with labels.
         output: folder for the fine-tuned checkpoint (safetensors, tokenizer, label names).
         labels: label names in the order of the logits; by default the sorted names in ``rows``.
@@ -211,36 +208,16 @@ def open_encoder(
     Raises:
         ArtifactError: it cannot be opened, or the encoder's own weights are missing or do not fit.
     """
-    try:
-        with quiet():
-            own = own_labels(AutoConfig.from_pretrained(checkpoint))
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint,
-                num_labels=len(names),
-                id2label=dict(enumerate(names)),
-                label2id={name: i for i, name in enumerate(names)},
-                problem_type="single_label_classification",
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
-    except Exception as error:
-        raise ArtifactError(
-            f"{fspath(checkpoint)}: not a pre-trained encoder that can be opened "
-            f"({first_line(error)}); give a folder with config.json, safetensors and a tokenizer, "
-            "or a hub name"
-        ) from error
-    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    # A new head and pooler are what a pre-trained encoder is expected to need.
-    inner = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
-    random = sorted(key for key in inner if "pooler" not in key)
-    if random:
-        raise ArtifactError(
-            f"{fspath(checkpoint)}: has no fitting weights for {', '.join(random[:3])} "
-            f"({len(random)} tensors), which would be random; give a pre-trained encoder"
-        )
+    own = [name for _, name in sorted((read_config(fspath(checkpoint)).id2label or {}).items())]
+    model, tokenizer, _ = open_to_train(
+        checkpoint,
+        max_length=max_length,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type="single_label_classification",
+        ignore_mismatched_sizes=True,
+    )
     if own != list(names) and sorted(own) == sorted(names):
         _reorder_outputs(model, [own.index(name) for name in names])
     return model, tokenizer
