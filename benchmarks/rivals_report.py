@@ -23,8 +23,10 @@ FAMILIES = {
     "cascade: L3, pruned MPNet, MPNet": ("cascade: L3, pruned MPNet, MPNet",),
     "one of L6 and L3, distilled": ("MiniLM-L6", "MiniLM-L3"),
     "first 6, 4 or 3 layers": ("first 6 layers", "first 4 layers", "first 3 layers"),
-    "first 3 layers, distilled": ("first 3 layers, distilled",),
-    "every other layer, distilled": ("every other layer, distilled",),
+    "every other or first 3 layers, distilled": (
+        "every other layer, distilled",
+        "first 3 layers, distilled",
+    ),
     "DPF, heads and columns": ("DPF, 50% of heads and columns", "DPF, 75% of heads and columns"),
     "DPF, single weights": ("DPF, 75% of single weights",),
     "MoEBERT": ("MoEBERT",),
