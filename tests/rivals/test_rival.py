@@ -26,6 +26,7 @@ from cascadebert.rivals.pruning import DPF
 from cascadebert.rivals.rival import Rival, Static
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.training.export import count_flops
+from cascadebert.training.fine_tuning import fine_tune
 from conftest import CORPUS, LABELS, MAX_TOKENS, inputs_of, make_checkpoint
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])
@@ -207,6 +208,9 @@ def test_what_cannot_be_trained_is_refused(checkpoints: dict[str, Path], tmp_pat
         PABEE(folder, regression=True).fit(Rows(CORPUS[:2], None, ["1", "nan"]))
     with pytest.raises(InputError, match="maximum length 2 is not possible: bert reads 3 to 64"):
         PABEE(folder, max_length=2).fit(ROWS)
+    for length in (0, 2):
+        with pytest.raises(InputError, match=f"maximum length {length} is not possible"):
+            fine_tune(folder, ROWS, tmp_path / "tuned", max_length=length)
     with pytest.raises(InputError, match="maximum length 2 is not possible"):
         FirstLayers(folder, 1, max_length=2).fit(ROWS)
     with pytest.raises(InputError, match="maximum length 0 is not possible"):

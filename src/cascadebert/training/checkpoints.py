@@ -38,21 +38,12 @@ def open_checkpoint(
         ArtifactError: weights or tokenizer are damaged, missing or do not fit together.
     """
     place = os.fspath(checkpoint)
-    try:
-        with quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                place,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:
-        raise ArtifactError(
-            f"{place}: its weights or tokenizer cannot be read ({first_line(error)}); "
-            "a stage needs safetensors and a tokenizer"
-        ) from error
+    model, report, tokenizer = _load(
+        place,
+        "its weights or tokenizer cannot be read",
+        "a stage needs safetensors and a tokenizer",
+        attn_implementation=attention,
+    )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(
@@ -80,22 +71,14 @@ def open_to_train(
     Raises:
         ArtifactError: it cannot be opened, or other weights are missing or do not fit.
     """
-    place, length = os.fspath(checkpoint), {"model_max_length": max_length}
-    try:
-        with quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                place,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **settings,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place, **length if max_length else {})
-    except Exception as error:
-        raise ArtifactError(
-            f"{place}: not a pre-trained encoder that can be opened ({first_line(error)}); give a "
-            "folder with config.json, safetensors and a tokenizer, or a hub name"
-        ) from error
+    place = os.fspath(checkpoint)
+    model, report, tokenizer = _load(
+        place,
+        "not a pre-trained encoder that can be opened",
+        "give a folder with config.json, safetensors and a tokenizer, or a hub name",
+        max_length,
+        **settings,
+    )
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     # A new head and pooler are what a pre-trained encoder is expected to need.
     inner = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
@@ -106,6 +89,29 @@ def open_to_train(
             "which would be random; give a pre-trained encoder"
         )
     return model, tokenizer, fresh
+
+
+def _load(
+    place: str, cause: str, remedy: str, max_length: int | None = None, **settings: Any
+) -> tuple[Any, dict[str, Any], PreTrainedTokenizerBase]:
+    """A sequence classifier in fp32, what transformers says of its weights, and its tokenizer.
+
+    Raises:
+        ArtifactError: with ``cause`` and ``remedy``, where transformers raises anything.
+    """
+    length = {} if max_length is None else {"model_max_length": max_length}
+    try:
+        with quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **settings,
+            )
+            return model, report, AutoTokenizer.from_pretrained(place, **length)
+    except Exception as error:
+        raise ArtifactError(f"{place}: {cause} ({first_line(error)}); {remedy}") from error
 
 
 def refuse_other_tokenizer(
