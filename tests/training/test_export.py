@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from cascadebert import Cascade, Rows
+from cascadebert import Cascade, Rows, fine_tune
 from cascadebert.errors import ArtifactError, CascadeWarning, ExportError, InputError
 from cascadebert.training import export
+from cascadebert.training.outputs import outputs_of
 from conftest import LABELS, Make, make_tokenizer
 
 
@@ -157,3 +159,27 @@ def test_stages_with_broken_weights_say_so(make: Make) -> None:
     cascade.stages[0].model = lambda _: lambda: broken
     with pytest.raises(Exception, match="logits that are not finite for row 0"):
         cascade.predict(["a"])
+
+
+def test_code_of_a_checkpoint_is_never_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
+    checkpoint, ran = make("own-code"), tmp_path / "RAN"
+    (checkpoint / "own.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    for file, own in (
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}),
+    ):
+        values = json.loads((checkpoint / file).read_text(encoding="utf-8"))
+        (checkpoint / file).write_text(json.dumps(values | own), encoding="utf-8")
+    rows = Rows(["a", "b"], labels=["bad", "good"])
+    for open_it in (
+        lambda: Cascade.from_stages([checkpoint]),
+        lambda: fine_tune(checkpoint, rows, tmp_path / "out"),
+        lambda: outputs_of(checkpoint, rows),
+    ):
+        with pytest.raises(ArtifactError, match="which is never run") as refused:
+            open_it()
+        assert "\n" not in str(refused.value)
+    assert not ran.exists()

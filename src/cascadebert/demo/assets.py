@@ -85,7 +85,7 @@ def rebuild_bert(onnx_file: Path, tokenizer_dir: Path, output: Path) -> Path:
     model = BertModel(config, add_pooling_layer=False)
     model.train(mode=False)
     model.load_state_dict({name: torch.from_numpy(t.copy()) for name, t in state.items()})
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False)
     _check_same_hidden_states(model, tokenizer, onnx_file)
     with quiet():
         model.save_pretrained(output)

@@ -171,6 +171,7 @@ class PipelineSubject:
             "text-classification",
             model=str(folder / record.folder),
             dtype=torch.float32,
+            trust_remote_code=False,
         )
         self._pipeline = cast(Any, made)
         self._pipeline.tokenizer.truncation_side = record.truncation_side

@@ -64,5 +64,6 @@ class TorchRuntime(ModelRuntime):
                 dtype=torch.bfloat16 if precision == BF16 else torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=False,
             )
         super().__init__(model)

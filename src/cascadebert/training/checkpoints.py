@@ -25,7 +25,10 @@ _NO_LIMIT = 1_000_000
 
 
 def open_checkpoint(
-    checkpoint: str | PathLike[str], *, attention: str | None = "eager"
+    checkpoint: str | PathLike[str],
+    *,
+    attention: str | None = "eager",
+    max_length: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a sequence classifier in fp32, for inference, and its tokenizer.
 
@@ -33,6 +36,7 @@ def open_checkpoint(
         checkpoint: folder or hub name.
         attention: transformers' ``attn_implementation``; the one that can be exported, or None for
             the one that is fastest.
+        max_length: that the tokenizer is to know; by default its own.
 
     Raises:
         ArtifactError: weights or tokenizer are damaged, missing or do not fit together.
@@ -42,6 +46,7 @@ def open_checkpoint(
         place,
         "its weights or tokenizer cannot be read",
         "a stage needs safetensors and a tokenizer",
+        max_length,
         attn_implementation=attention,
     )
     if report["missing_keys"]:
@@ -106,11 +111,14 @@ def _load(
                 place,
                 dtype=torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **settings,
             )
-            return model, report, AutoTokenizer.from_pretrained(place, **length)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **length)
+            return model, report, tokenizer
     except Exception as error:
+        refuse_own_code(error, place)
         raise ArtifactError(f"{place}: {cause} ({first_line(error)}); {remedy}") from error
 
 
@@ -169,13 +177,27 @@ def read_config(place: str) -> PretrainedConfig:
         ArtifactError: it cannot be opened.
     """
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place)
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
+        refuse_own_code(error, place)
         raise ArtifactError(
             f"{place}: not a checkpoint that transformers can open ({first_line(error)}); "
             "give a folder with config.json, or a hub name"
         ) from error
     return config
+
+
+def refuse_own_code(error: Exception, place: str) -> None:
+    """Refuse a checkpoint that only opens by running Python code of its own.
+
+    Raises:
+        ArtifactError: transformers raised ``error`` because it may not run that code.
+    """
+    if "trust_remote_code" in str(error):
+        raise ArtifactError(
+            f"{place}: needs Python code of its own (auto_map in its configuration), which is "
+            "never run; use a checkpoint of an architecture that transformers knows"
+        ) from None
 
 
 def label_names(

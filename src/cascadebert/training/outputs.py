@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cascadebert.batching import token_batches
 from cascadebert.data import Rows
-from cascadebert.training.checkpoints import maximum_length
+from cascadebert.training.checkpoints import maximum_length, open_checkpoint
 from cascadebert.training.distillation import first_token_states, matched_layers
-from cascadebert.training.logs import quiet
 
 _TOKENS_A_BATCH = 4096
 
@@ -50,14 +49,10 @@ def outputs_of(
         state_layers: number of layers of a student whose matching states are wanted too.
         progress: called with the number of rows after each batch.
     """
-    with quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, dtype=torch.float32, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=max_length)
+    model, tokenizer = open_checkpoint(checkpoint, attention=None, max_length=max_length)
     max_length = maximum_length(model, tokenizer, None)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model = model.eval().to(device)
+    model = cast(Any, model).to(device)
     layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
     pairs = None if rows.pairs is None else list(rows.pairs)
     encoded = tokenizer(list(rows.texts), pairs, truncation=True, max_length=max_length)

@@ -108,7 +108,7 @@ def checkpoint_fingerprint(checkpoint: str | PathLike[str]) -> str:
     """What identifies a checkpoint: its files' content, or its commit on the hub."""
     folder = Path(checkpoint)
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(fspath(checkpoint))
+        config = AutoConfig.from_pretrained(fspath(checkpoint), trust_remote_code=False)
         return f"{fspath(checkpoint)}@{getattr(config, '_commit_hash', None)}"
     files = sorted(path for pattern in _WEIGHTS_AND_WORDS for path in folder.glob(pattern))
     return fingerprint({path.name: file_hash(path) for path in files})
