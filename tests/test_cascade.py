@@ -18,6 +18,7 @@ from cascadebert import (
     Rows,
     Speedup,
     evaluate,
+    read_rows,
 )
 from cascadebert.artifact import StageSpeed
 from cascadebert.cascade import Prediction
@@ -25,6 +26,7 @@ from cascadebert.deferral.certificate import ESTIMATED
 from cascadebert.deferral.confidence import SCORE_NAMES, max_probability_log_odds, softmax
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import CascadeWarning, InputError, TargetError
+from cascadebert.formats import RowWriter
 from cascadebert.machine import machine_name
 from cascadebert.training.linear import fit_linear
 from conftest import CORPUS, LABELS, Make
@@ -325,6 +327,39 @@ def test_rows_of_the_same_texts_are_one_group(saved: Path) -> None:
     named = Rows([f"{i}" for i in range(60)], group=[str(i // 6) for i in range(60)])
     with pytest.raises(InputError, match="60 rows, 10 of them independent"):
         fresh.tune(named, MinAgreement(0.3), cost="flops")
+
+
+@pytest.mark.parametrize("form", ["mappings", "dataset", "csv", "jsonl", "parquet"])
+def test_groups_come_with_every_kind_of_rows(saved: Path, tmp_path: Path, form: str) -> None:
+    records = [{"text": f"{i}", "label": "bad", "group": str(i // 6)} for i in range(60)]
+    rows: Any = records
+    if form == "dataset":
+        rows = pytest.importorskip("datasets").Dataset.from_list(records)
+    elif form != "mappings":
+        with RowWriter(str(tmp_path / f"rows.{form}")) as writer:
+            writer.write(records)
+        rows = read_rows(tmp_path / f"rows.{form}", with_labels=True)
+    with pytest.raises(InputError, match="60 rows, 10 of them independent"):
+        Cascade.from_pretrained(saved).tune(rows, MaxDrop(0.3), cost="flops")
+
+
+def test_keys_that_are_not_read_are_named(cascade: Cascade) -> None:
+    rows = [{"text": "a", "grp": "1"}, {"text": "b", "idx": 2}]
+    with pytest.warns(CascadeWarning, match="'grp', 'idx', which are not read"):
+        cascade.predict(rows)
+
+
+@pytest.mark.parametrize("group", [None, 0.5, float("nan")])
+def test_a_group_without_a_name_is_refused(group: Any) -> None:
+    with pytest.raises(InputError, match="row 1: 'group' is"):
+        Rows(["a", "b"], group=["1", group])
+
+
+def test_rows_with_and_without_a_group_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "group": 1}\n{"text": "b"}\n')
+    with pytest.raises(InputError, match="line 2: has no group, unlike the first row"):
+        read_rows(path)
 
 
 def test_groups_that_share_a_text_are_one() -> None:

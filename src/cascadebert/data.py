@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import InputError
+from cascadebert.errors import CascadeWarning, InputError
 
+COLUMNS = ("text", "text_pair", "label", "group")
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -43,8 +45,9 @@ class Rows:
                 raise InputError(
                     f"{len(self.texts)} texts and {len(column)} {name}: give one for each row"
                 )
-            if name == "labels":
-                column = [_checked_label(row, value) for row, value in enumerate(column)]
+            if name != "pairs":
+                kind = "label" if name == "labels" else "group"
+                column = [_checked_name(kind, row, value) for row, value in enumerate(column)]
             object.__setattr__(self, name, column)
 
     def __len__(self) -> int:
@@ -156,10 +159,10 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
 
 
-def _checked_label(row: int, value: object) -> str:
+def _checked_name(kind: str, row: int, value: object) -> str:
     name = label_name(value)
     if name is None:
-        raise InputError(f"row {row}: 'label' is {value!r:.40}; give a name or an integer")
+        raise InputError(f"row {row}: '{kind}' is {value!r:.40}; give a name or an integer")
     return name
 
 
@@ -174,7 +177,8 @@ def as_rows(
 
     Args:
         rows: :class:`Rows`; one string; a sequence of strings, of (text, text_pair) tuples or
-            of mappings with the keys text, text_pair and label; or a ``datasets.Dataset``.
+            of mappings with the keys text, text_pair, label and group; or a ``datasets.Dataset``
+            with such columns.
         pairs: second texts for a sequence of strings.
         with_labels: whether each row must have a label.
         first: number of the first row, for messages.
@@ -220,9 +224,22 @@ def _collect(rows: Any, pairs: Sequence[str] | None, with_labels: bool, first: i
         if texts is None:
             keys = list(rows[0])[:8]
             raise InputError(f"row {first}: no key 'text', only {keys}; name the text so")
+        _warn_of_unread(rows)
         labels = _column(rows, "label", first) if with_labels else None
-        return Rows(texts, _column(rows, "text_pair", first), labels)
+        groups = _column(rows, "group", first)
+        return Rows(texts, _column(rows, "text_pair", first), labels, groups)
     return Rows([text for text, _ in rows], [pair for _, pair in rows])
+
+
+def _warn_of_unread(rows: Sequence[Mapping[str, Any]]) -> None:
+    unread = {name: None for row in rows for name in row if name not in COLUMNS}
+    if unread:
+        warnings.warn(
+            f"rows have the keys {listed(list(unread))}, which are not read (only "
+            f"{', '.join(COLUMNS)} are); rename them if they mean one of these, or leave them out",
+            CascadeWarning,
+            stacklevel=5,
+        )
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str, first: int) -> list[Any] | None:

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,10 @@ from cascadebert.formats import STANDARD_STREAM, Record, Unreadable
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read. ``text_pair`` None means: 'text_pair' if it is there.
+    """Names of the columns to read.
 
-    ``group`` names rows that belong together; None: there is no such column.
+    ``text_pair`` and ``group`` may be None, for the column of that name if there is one. Rows of
+    one group depend on one another.
     """
 
     text: str = "text"
@@ -67,6 +68,7 @@ class RowFile:
         columns: names of the columns.
         with_labels: whether each row must have a label; without it labels are not looked at.
         known_labels: the only labels allowed, if given.
+        with_groups: whether groups are read, where there are any.
         keep: further columns that the caller wants of each record.
         format: one of "csv", "tsv", "jsonl", "parquet"; by default the file's suffix tells.
         path: where the rows really lie, if ``source`` is only their name for messages.
@@ -79,6 +81,7 @@ class RowFile:
     columns: Columns = field(default_factory=Columns)
     with_labels: bool = False
     known_labels: Sequence[str] | None = None
+    with_groups: bool = True
     keep: Sequence[str] = ()
     format: str | None = None
     path: Path | None = None
@@ -93,16 +96,16 @@ class RowFile:
         return formats.checked_format(self.source, self.format)
 
     def __iter__(self) -> Iterator[GoodRow | BadRow]:
-        paired: bool | None = None
+        first: GoodRow | None = None
         for number, (place, record) in enumerate(self._records()):
             row = self._check(number, record)
             if isinstance(row, GoodRow):
-                # A model reads a text and a pair of texts differently: one file, one kind.
-                paired = row.pair is not None if paired is None else paired
-                if paired == (row.pair is not None):
+                first = first or row
+                fault = _unlike(row, first)
+                if fault is None:
                     yield row
                     continue
-                row = f"has {'a' if row.pair else 'no'} second text, unlike the first row"
+                row = fault
             yield BadRow(number, f"{self.source}, {place}", row)
 
     def _records(self) -> Iterator[tuple[str, Record | Unreadable]]:
@@ -125,8 +128,9 @@ class RowFile:
             wanted.append(("--text-pair-column", pair))
         if self.with_labels:
             wanted.append(("--label-column", self.columns.label))
-        if self.columns.group:
-            wanted.append(("--group-column", self.columns.group))
+        group = self._group_column(names)
+        if group:
+            wanted.append(("--group-column", group))
         for option, name in wanted:
             if name not in names:
                 raise InputError(
@@ -134,6 +138,11 @@ class RowFile:
                     f"name the right one with {option}"
                 )
         return list(dict.fromkeys(name for _, name in wanted))
+
+    def _group_column(self, names: Collection[str]) -> str | None:
+        if not self.with_groups:
+            return None
+        return self.columns.group or ("group" if "group" in names else None)
 
     def _check(self, number: int, record: Record | Unreadable) -> GoodRow | str:
         """The row if it is good, or else the reason why it is not."""
@@ -165,8 +174,8 @@ class RowFile:
                 return f"'{name}' {fault}"
             label = label_name(record[name])
         group = None
-        if columns.group:
-            name = columns.group
+        if group_name := self._group_column(record):
+            name = group_name
             fault = _missing(name, record, "--group-column")
             group = None if fault else label_name(record[name])
             if group is None:
@@ -182,6 +191,18 @@ class RowFile:
         if self.known_labels is None or label in self.known_labels:
             return None
         return f"is {label!r}, not one that the cascade knows ({listed(self.known_labels)})"
+
+
+def _unlike(row: GoodRow, first: GoodRow) -> str | None:
+    """Why a row does not belong in one file with the first good one, or None if it does."""
+    # A model reads a text and a pair of texts differently, and groups are of all rows or of none.
+    for what, own, other in (
+        ("second text", row.pair, first.pair),
+        ("group", row.group, first.group),
+    ):
+        if (own is None) != (other is None):
+            return f"has {'no' if own is None else 'a'} {what}, unlike the first row"
+    return None
 
 
 def _missing(name: str, record: Record, option: str) -> str | None:

@@ -47,7 +47,9 @@ GroupColumnName = Annotated[
     str | None,
     typer.Option(
         "--group-column",
-        help="Column naming rows that depend on one another; one of each group certifies.",
+        help="Column naming rows that depend on one another; one of each group certifies.  "
+        "[dim]\\[default: group, if there is one][/]",
+        show_default=False,
     ),
 ]
 RuntimeName = Annotated[

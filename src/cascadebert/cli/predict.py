@@ -95,6 +95,7 @@ def predict(
     source = RowFile(
         input_file,
         console.columns(text_column, text_pair_column),
+        with_groups=False,
         keep=list(kept),
         format=input_format,
     )

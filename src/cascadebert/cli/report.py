@@ -28,6 +28,7 @@ def report(
     text_column: console.TextColumnName = "text",
     text_pair_column: console.PairColumnName = None,
     label_column: console.LabelColumnName = "label",
+    group_column: console.GroupColumnName = None,
 ) -> None:
     """Write a web page on a cascade and labelled rows: one file, to be read anywhere.
 
@@ -46,7 +47,7 @@ def report(
         raise InputError(f"{cascade_folder} is no folder to put a report in; name an --output")
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     target = output or _own_place(Path(cascade_folder), data)
-    names = console.columns(text_column, text_pair_column, label_column)
+    names = console.columns(text_column, text_pair_column, label_column, group_column)
     rows = console.rows_for(cascade, data, names)
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         write_report(cascade, rows, target, title=_title(cascade_folder), progress=progress)
