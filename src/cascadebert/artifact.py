@@ -347,6 +347,24 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
     return stage
 
 
+def refuse_unsafe_name(name: str, what: str) -> None:
+    """Refuse a name that cannot be a part of a path.
+
+    Args:
+        name: to be used as the name of a file or folder.
+        what: is called by that name, for the message.
+
+    Raises:
+        InputError: ``name`` has other characters than letters, digits, '.', '_' and '-', or begins
+            with a '.'.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w.-]{1,100}", name):
+        raise InputError(
+            f"{what} {name!r} cannot name a folder; use up to 100 letters, digits, '_', '-' and "
+            "'.', and no '.' at the start"
+        )
+
+
 def _refuse_escape(record_path: Path, name: object) -> None:
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     # Links are not resolved: the hub's cache is made of them, and hashes guard the content.

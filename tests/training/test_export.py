@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,3 +184,22 @@ def test_code_of_a_checkpoint_is_never_run(
             open_it()
         assert "\n" not in str(refused.value)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x/../../../../escaped", "org/a", "..", ".hidden", "a\\b", "", "a b", "a\n", "x" * 101, 3],
+)
+def test_names_that_would_be_other_paths_are_refused(make: Make, name: Any) -> None:
+    with pytest.raises(InputError, match=r"a stage.s name .* cannot name a folder"):
+        Cascade.from_stages([make("ordinary")], names=[name])
+
+
+def test_named_stages_are_saved_and_loaded(make: Make, tmp_path: Path) -> None:
+    fresh = Cascade.from_stages([make("ordinary")], names=["Größe_1.0-a"])
+    again = Cascade.from_pretrained(fresh.save_pretrained(tmp_path / "saved"))
+    assert [stage.name for stage in again.stages] == ["Größe_1.0-a"]
+
+
+def test_a_checkpoint_with_an_odd_name_gets_a_usable_one(make: Make) -> None:
+    assert Cascade.from_stages([make("..a b" + "c" * 120)]).stages[0].name == "c" * 100

@@ -29,6 +29,7 @@ from cascadebert.artifact import (
     StageCost,
     StageRecord,
     hash_files,
+    refuse_unsafe_name,
 )
 from cascadebert.data import Rows
 from cascadebert.deferral.confidence import DEFAULT_SCORE
@@ -100,6 +101,8 @@ def export_cascade(
     names = [stage_name(checkpoint) for checkpoint in checkpoints] if names is None else names
     if len(names) != len(checkpoints):
         raise InputError(f"{len(checkpoints)} stages and {len(names)} names; give one for each")
+    for name in names:
+        refuse_unsafe_name(name, "a stage's name")
     # Before the long part: labels that differ are found without exporting anything.
     label_lists = [
         label_names(_own_labels(checkpoint), checkpoint, label_maps.get(number, {}))
@@ -150,7 +153,8 @@ def _own_labels(checkpoint: str) -> list[str]:
 
 def stage_name(checkpoint: str) -> str:
     """What a stage is called: the last part of its checkpoint's name, fit for a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(checkpoint).absolute().name).strip(".-") or "stage"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(checkpoint).absolute().name)
+    return name[-100:].strip(".-") or "stage"
 
 
 def _warn_of_order(stages: Sequence[StageRecord]) -> None:
