@@ -26,11 +26,11 @@ from cascadebert import (
     choose_thresholds,
     read_rows,
 )
-from cascadebert.deferral.certificate import NOT_CERTIFIED
+from cascadebert.deferral.certificates.certificate import NOT_CERTIFIED
+from cascadebert.deferral.certificates.shift import shift_p_value, shifts
 from cascadebert.deferral.confidence import confidence_score
 from cascadebert.deferral.held_out import HeldOut
-from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.shift import shift_p_value, shifts
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import Target
 from cascadebert.training.fine_tuning import label_order
 from stages import training_rows

@@ -20,7 +20,7 @@ import numpy as np
 
 import common
 from cascadebert import MaxDrop, MinAccuracy, MinAgreement, Speedup, choose_thresholds
-from cascadebert.deferral.certificate import NOT_CERTIFIED
+from cascadebert.deferral.certificates.certificate import NOT_CERTIFIED
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import TargetError
 from worlds import REAL, STAGES, World, world

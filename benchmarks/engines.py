@@ -37,12 +37,13 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 import common
-from cascadebert.artifact import MODEL_FILE, WEIGHTS_FILE, StageRecord, read_record
-from cascadebert.data import Rows, evenly
-from cascadebert.files import read_rows
+from cascadebert.disk import MODEL_FILE, WEIGHTS_FILE
+from cascadebert.export.quantisation import single_rows
 from cascadebert.machine import usable_cores
-from cascadebert.stage import TransformerStage
-from cascadebert.training.quantisation import single_rows
+from cascadebert.persistence.record import StageRecord, read_record
+from cascadebert.rows.files import read_rows
+from cascadebert.rows.rows import Rows, evenly
+from cascadebert.stages.transformer import TransformerStage
 from speed import TASKS
 from stages import training_rows
 

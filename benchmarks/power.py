@@ -22,12 +22,12 @@ import numpy as np
 
 import common
 from cascadebert import MinAgreement, choose_thresholds
-from cascadebert.deferral.certificate import walk
+from cascadebert.deferral.certificates.fixed_sequence import walk
 from cascadebert.deferral.confidence import confidence_score, logit, sigmoid
 from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.pvalues import binomial_p_value
-from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
+from cascadebert.deferral.search.replay import Replay
 from worlds import World, world
 
 LEVEL = 0.05

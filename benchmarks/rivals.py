@@ -48,10 +48,9 @@ import torch
 
 import common
 from cascadebert import Cascade, Policy, Rows, Speedup, choose_thresholds, read_rows
-from cascadebert.data import evenly
+from cascadebert.bench.result import oracle
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning, TargetError
-from cascadebert.evaluation.bench_result import oracle
 from cascadebert.evaluation.metrics import dis
 from cascadebert.machine import machine_name
 from cascadebert.rivals.berxit import BERxiT
@@ -66,7 +65,10 @@ from cascadebert.rivals.pruning import DPF
 from cascadebert.rivals.rival import Rival
 from cascadebert.rivals.shallow_deep import ShallowDeep
 from cascadebert.rivals.stage import as_stage
-from cascadebert.stage import Stage, StageRun, TransformerStage, row_costs
+from cascadebert.rows.rows import evenly
+from cascadebert.stages.base import Stage
+from cascadebert.stages.costs import StageRun, row_costs
+from cascadebert.stages.transformer import TransformerStage
 from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.parts import Parts
 from speed import STAGES, validation_rows

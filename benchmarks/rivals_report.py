@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cascadebert.evaluation.svg import canvas, style
+from cascadebert.report.svg import canvas, style
 
 SHOWN = (2.0, 3.0, 4.0)
 # What reaches this share of a speed stands in its column, in brackets.

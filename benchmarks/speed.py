@@ -27,11 +27,13 @@ from typing import Any
 import numpy as np
 
 import common
-from cascadebert import Cascade, MaxDrop, Rows, artifact, read_rows
-from cascadebert.data import evenly
-from cascadebert.evaluation.bench import bench, contenders
-from cascadebert.evaluation.bench_result import BenchResult
-from cascadebert.evaluation.contender import CascadeSubject
+from cascadebert import Cascade, MaxDrop, Rows, read_rows
+from cascadebert.bench.bench import bench
+from cascadebert.bench.contenders import contenders
+from cascadebert.bench.result import BenchResult
+from cascadebert.bench.worker import CascadeSubject
+from cascadebert.persistence.record import read_record
+from cascadebert.rows.rows import evenly
 from cascadebert.training.linear import fit_linear
 from stages import training_rows
 from training import ENCODERS, RECIPES, teaching, train_stage
@@ -159,7 +161,7 @@ def many_rows(task: str) -> dict[str, float]:
         [text for part in parts for text in part.texts],
         parts[0].pairs and [pair for part in parts for pair in part.pairs or ()],
     ).slice(0, MANY_ROWS)
-    runtimes = [stage.runtime for stage in artifact.read_record(folder).stages]
+    runtimes = [stage.runtime for stage in read_record(folder).stages]
     subject = CascadeSubject(folder, range(1, len(runtimes) + 1), runtimes)
     passed = subject.answer(rows).passed
     assert passed is not None

@@ -14,7 +14,7 @@ import json
 import random
 
 import common
-from cascadebert.data import Rows
+from cascadebert.rows.rows import Rows
 from cascadebert.training.fine_tuning import fine_tune
 
 CHECKPOINTS = common.CHECKPOINTS

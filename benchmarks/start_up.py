@@ -19,9 +19,9 @@ from pathlib import Path
 
 import common
 from cascadebert import Cascade
-from cascadebert.artifact import read_record
 from cascadebert.deferral.confidence import DEFAULT_SCORE
 from cascadebert.deferral.routing import Thresholds
+from cascadebert.persistence.record import read_record
 
 STAGES = ("MiniLM-L3", "MPNet")
 ROUNDS = 7

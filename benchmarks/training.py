@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import common
-from cascadebert.data import Rows
-from cascadebert.files import read_rows
+from cascadebert.rows.files import read_rows
+from cascadebert.rows.rows import Rows
 from cascadebert.training.difficulty import aggregate, cross_fit
 from cascadebert.training.fine_tuning import fine_tune, label_order
 from cascadebert.training.losses import Objective

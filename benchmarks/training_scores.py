@@ -12,13 +12,15 @@ import numpy as np
 import common
 from cascadebert import Rows, Speedup, choose_thresholds, read_rows
 from cascadebert.deferral.confidence import max_probability_log_odds, sigmoid, softmax
+from cascadebert.deferral.fit_calibration import fit_calibration
 from cascadebert.evaluation.metrics import aurc, dis, ece
-from cascadebert.linear import LinearStage, feature_version
-from cascadebert.training.calibration import fit_calibration
-from cascadebert.training.checkpoints import model_inputs
-from cascadebert.training.export import model_cost
+from cascadebert.export.checkpoints import model_inputs
+from cascadebert.export.costs import model_cost
+from cascadebert.export.linear import linear_record
+from cascadebert.stages.linear import LinearStage
+from cascadebert.stages.ngrams import feature_version
 from cascadebert.training.fine_tuning import label_order, open_encoder
-from cascadebert.training.linear import fit_linear, linear_record
+from cascadebert.training.linear import fit_linear
 from cascadebert.training.losses import Objective
 from cascadebert.training.parts import read_part
 from stages import training_rows

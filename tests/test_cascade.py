@@ -20,14 +20,14 @@ from cascadebert import (
     evaluate,
     read_rows,
 )
-from cascadebert.artifact import StageSpeed
 from cascadebert.cascade import Prediction
-from cascadebert.deferral.certificate import ESTIMATED
+from cascadebert.deferral.certificates.certificate import ESTIMATED
 from cascadebert.deferral.confidence import SCORE_NAMES, max_probability_log_odds, softmax
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import CascadeWarning, InputError, TargetError
-from cascadebert.formats import RowWriter
 from cascadebert.machine import machine_name
+from cascadebert.persistence.record import StageSpeed
+from cascadebert.rows.writer import RowWriter
 from cascadebert.training.linear import fit_linear
 from conftest import CORPUS, LABELS, Make
 

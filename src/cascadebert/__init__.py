@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows
-from cascadebert.deferral.certificate import Certificate
-from cascadebert.deferral.policy import OperatingPoint, Policy
+from cascadebert.deferral.certificates.certificate import Certificate
+from cascadebert.deferral.search.choose import choose_thresholds
+from cascadebert.deferral.search.policy import OperatingPoint, Policy
 from cascadebert.deferral.targets import (
     MaxDrop,
     MaxErrorWhenAnswering,
@@ -22,13 +22,13 @@ from cascadebert.deferral.targets import (
     MinRecall,
     Speedup,
 )
-from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import CascadeError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
-from cascadebert.evaluation.frontier import plot_frontier
-from cascadebert.files import Columns, read_rows
-from cascadebert.scheduler import Prediction
-from cascadebert.stage import Stage
+from cascadebert.prediction import Prediction
+from cascadebert.report.frontier_picture import plot_frontier
+from cascadebert.rows.files import Columns, read_rows
+from cascadebert.rows.rows import Rows
+from cascadebert.stages.base import Stage
 
 if TYPE_CHECKING:
     from cascadebert.training.estimator import CascadeClassifier as CascadeClassifier

@@ -20,30 +20,27 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from numpy.typing import ArrayLike, NDArray
 
-from cascadebert import artifact
-from cascadebert.artifact import CascadeRecord
-from cascadebert.data import Rows, as_rows, listed
 from cascadebert.deferral.calibration import Calibration
-from cascadebert.deferral.certificate import Certificate, refuse_too_few
+from cascadebert.deferral.certificates.certificate import Certificate
+from cascadebert.deferral.certificates.fixed_sequence import refuse_too_few
 from cascadebert.deferral.confidence import (
     DEFAULT_SCORE,
     SCORE_NAMES,
     ConfidenceScore,
     confidence_score,
 )
-from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut
-from cascadebert.deferral.inputs import (
+from cascadebert.deferral.routing import ALWAYS_EXIT, NEVER_EXIT, Thresholds
+from cascadebert.deferral.search.arguments import (
     checked_seed,
     checked_targets,
     refuse_confidence,
     refuse_unfit,
 )
-from cascadebert.deferral.policy import Policy
-from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
+from cascadebert.deferral.search.choose import choose_thresholds
+from cascadebert.deferral.search.policy import Policy
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import MaxSecondsPerRow, Target
-from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import (
     ArtifactError,
     CascadeWarning,
@@ -51,19 +48,20 @@ from cascadebert.errors import (
     LabelMismatchError,
     MissingDependencyError,
 )
-from cascadebert.evaluation.model_card import model_card
+from cascadebert.inference.scheduler import classify
 from cascadebert.machine import machine_name
+from cascadebert.persistence.integrity import check_files
+from cascadebert.persistence.model_card import model_card
+from cascadebert.persistence.record import CascadeRecord, read_record
+from cascadebert.persistence.save import write_cascade
+from cascadebert.prediction import Prediction
+from cascadebert.rows.rows import Rows, as_rows, listed
 from cascadebert.runtimes import AUTO, refuse_unknown_runtime, runtime_for, runtime_versions
-from cascadebert.scheduler import Prediction, classify
-from cascadebert.speed import measure_speed
-from cascadebert.stage import (
-    Stage,
-    StageRun,
-    TransformerStage,
-    load_stage,
-    measured_on,
-    row_costs,
-)
+from cascadebert.stages.base import Stage
+from cascadebert.stages.costs import StageRun, measured_on, row_costs
+from cascadebert.stages.load import load_stage
+from cascadebert.stages.speed import measure_speed
+from cascadebert.stages.transformer import TransformerStage
 
 T = TypeVar("T")
 Progress = Callable[[int], object]
@@ -94,7 +92,7 @@ class Cascade:
             else stage.runtime
             for stage in record.stages
         ]
-        artifact.check_files(folder, record.stages, runtimes)
+        check_files(folder, record.stages, runtimes)
         self.stages = tuple(
             load_stage(folder / stage.folder, stage, record.labels, name)
             for stage, name in zip(record.stages, runtimes, strict=True)
@@ -154,7 +152,7 @@ class Cascade:
             MissingDependencyError: the extra ``train`` is not installed.
         """
         try:
-            from cascadebert.training.export import export_cascade
+            from cascadebert.export.cascade import export_cascade
         except ModuleNotFoundError as error:
             missing = error.name or "torch"
             raise MissingDependencyError(missing, "building a cascade", "train") from None
@@ -191,7 +189,7 @@ class Cascade:
         folder = Path(name).absolute()
         if not folder.exists() and _may_be_hub_name(fspath(name)):
             folder = _download(fspath(name))
-        record = artifact.read_record(folder)
+        record = read_record(folder)
         return cls(folder, record, runtime)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> Path:
@@ -208,7 +206,7 @@ class Cascade:
                     f"stage '{stage.name}' has a model in memory, which cannot be saved; put a "
                     "stage made from a checkpoint in its place"
                 )
-        artifact.write_cascade(target, self._folder, self._record, model_card(self._record))
+        write_cascade(target, self._folder, self._record, model_card(self._record))
         return target
 
     def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
@@ -678,7 +676,7 @@ def _calibration_fitter(
     kind: str,
 ) -> Callable[[ArrayLike, ArrayLike], Calibration | None]:
     try:
-        from cascadebert.training.calibration import fit_calibration, refuse_unknown
+        from cascadebert.deferral.fit_calibration import fit_calibration, refuse_unknown
     except ModuleNotFoundError as error:
         missing = error.name or "scikit-learn"
         raise MissingDependencyError(missing, "fitting a calibration", "train") from None

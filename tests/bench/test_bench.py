@@ -19,14 +19,15 @@ import psutil
 import pytest
 
 from cascadebert import Cascade, MaxDrop, Rows
-from cascadebert.data import evenly
+from cascadebert.bench.bench import STEPS_BESIDE_ROUNDS, bench, rows_that_fit
+from cascadebert.bench.command import Command
+from cascadebert.bench.contenders import contenders
+from cascadebert.bench.picture import plot_bench, refuse_picture
+from cascadebert.bench.process import Run, Worker
+from cascadebert.bench.result import BenchResult, Measured, figures, oracle, oracle_of
+from cascadebert.bench.worker import load
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
-from cascadebert.evaluation.bench import STEPS_BESIDE_ROUNDS, bench, contenders, rows_that_fit
-from cascadebert.evaluation.bench_picture import plot_bench, refuse_picture
-from cascadebert.evaluation.bench_result import BenchResult, Measured, figures, oracle, oracle_of
-from cascadebert.evaluation.command import Command
-from cascadebert.evaluation.contender import load
-from cascadebert.evaluation.worker import Run, Worker
+from cascadebert.rows.rows import evenly
 from conftest import CORPUS
 from conftest import Run as Cli
 
@@ -419,7 +420,7 @@ def test_the_command_line(
     run: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Less precise than usual, and ten times as fast.
-    monkeypatch.setattr("cascadebert.speed._SECONDS_A_RUN", 0.02)
+    monkeypatch.setattr("cascadebert.stages.speed._SECONDS_A_RUN", 0.02)
     folder, report = tmp_path / "cascade", tmp_path / "bench.json"
     shutil.copytree(saved, folder)
     tuned = Cascade.from_pretrained(folder)
@@ -491,7 +492,7 @@ def test_what_libraries_print_does_not_get_among_the_answers(saved: Path, tmp_pa
     request = {"folder": str(saved), "rows": str(tmp_path / "rows.json"), "stages": [1],
                "runtimes": ["onnx"]}  # fmt: skip
     code = (
-        "import os, subprocess, cascadebert.evaluation.contender as contender\n"
+        "import os, subprocess, cascadebert.bench.worker as contender\n"
         "load = contender.load\n"
         "def noisy(*given):\n"
         "    print('from Python'); os.system('echo from a child'); return load(*given)\n"

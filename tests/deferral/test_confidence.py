@@ -23,7 +23,7 @@ from cascadebert.deferral.confidence import (
     sigmoid,
     softmax,
 )
-from cascadebert.deferral.learned import fit_learned_score
+from cascadebert.deferral.search.learned import fit_learned_score
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import auroc
 

@@ -15,9 +15,9 @@ from sklearn.frozen import FrozenEstimator
 from cascadebert import Cascade, Rows, Speedup
 from cascadebert.deferral.calibration import Temperature, read_calibration
 from cascadebert.deferral.confidence import Floats, softmax
+from cascadebert.deferral.fit_calibration import CALIBRATIONS, fit_calibration
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import nll
-from cascadebert.training.calibration import CALIBRATIONS, fit_calibration
 from conftest import CORPUS
 
 KINDS = [kind for kind in CALIBRATIONS if kind != "none"]

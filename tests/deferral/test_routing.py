@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadebert.deferral.cost import row_costs, runs_stage, speedup
+from cascadebert.deferral.routing import Thresholds, row_costs, speedup
 from cascadebert.errors import InputError
 
 # The authors' run on the 408 rows of MRPC dev, 2 and 12 layers: rows that exit at stage 1
@@ -34,7 +34,7 @@ def test_range_of_the_published_pair() -> None:
 
 
 def test_stage_that_is_not_passed_costs_nothing() -> None:
-    assert runs_stage([1.0, 0.3]).tolist() == [False, True, True]
+    assert Thresholds((1.0, 0.3)).runs.tolist() == [False, True, True]
     passed = [[False, True, False], [False, True, True], [True, False, True]]
     assert row_costs(passed, [1, 10, 100]).tolist() == [10, 110, 101]
     assert speedup([[False, True]] * 5, [2, 12]) == 1.0

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from cascadebert import Cascade, Rows, fine_tune
 from cascadebert.errors import ArtifactError, CascadeWarning, ExportError, InputError
-from cascadebert.training import export
+from cascadebert.export import onnx as export
 from cascadebert.training.outputs import outputs_of
 from conftest import LABELS, Make, make_tokenizer
 

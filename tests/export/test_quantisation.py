@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cascadebert import Cascade, MinAgreement, Rows
-from cascadebert.artifact import INT8_FILES
+from cascadebert.disk import INT8_FILES
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError
+from cascadebert.export import quantisation
+from cascadebert.export.quantisation import MOST_LOGIT_ERROR, logit_error
 from cascadebert.runtimes import RUNTIMES
-from cascadebert.training import quantisation
-from cascadebert.training.quantisation import MOST_LOGIT_ERROR, logit_error
 from conftest import CORPUS, Make
 
 WORDS = sorted({word for line in CORPUS for word in line.split()})

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from cascadebert import Cascade, Rows, read_rows, scheduler
+from cascadebert import Cascade, Rows, read_rows
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.scheduler import Prediction
+from cascadebert.inference import scheduler
+from cascadebert.prediction import Prediction
 from conftest import CORPUS, Make
 
 WORDS = sorted({word for line in CORPUS for word in line.split()})

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cascadebert import Cascade
-from cascadebert.artifact import write_text
+from cascadebert.disk import write_text
 from cascadebert.errors import ArtifactError
 from conftest import Make
 

@@ -20,11 +20,12 @@ from cascadebert import Cascade, MaxDrop, MaxErrorWhenAnswering, Rows, Speedup, 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import InputError, MissingDependencyError
-from cascadebert.evaluation import breakdown, certainty
-from cascadebert.evaluation.report import write_report
-from cascadebert.evaluation.survey import Survey
-from cascadebert.evaluation.svg import INK
-from cascadebert.stage import StageRun
+from cascadebert.report import breakdown
+from cascadebert.report import price as certainty
+from cascadebert.report.page import write_report
+from cascadebert.report.survey import Survey
+from cascadebert.report.svg import INK
+from cascadebert.stages.costs import StageRun
 from conftest import CORPUS, Run
 
 SECTIONS = (
@@ -280,7 +281,7 @@ class Blocker:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 sys.meta_path.insert(0, Blocker())
 from cascadebert import Cascade, Rows
-from cascadebert.evaluation.report import write_report
+from cascadebert.report.page import write_report
 cascade = Cascade.from_pretrained(sys.argv[1])
 write_report(cascade, Rows(["a film", "a dull cast"], None, ["good", "bad"]), sys.argv[2])
 """

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from cascadebert.evaluation.svg import STYLES, canvas, inline, shown, style
+from cascadebert.report.svg import STYLES, canvas, inline, shown, style
 
 FAMILY = "good 😀👩‍👩‍👧"
 

@@ -12,18 +12,11 @@ import torch
 import torch.nn.functional as functional
 from transformers import AutoModel, TrainerState
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, HEADS, blocks
-from cascadebert.rivals.cost_eff import (
-    COSTEFF,
-    balanced,
-    best,
-    cut,
-    factorise_embeddings,
-    scaled,
-)
+from cascadebert.rivals.cost_eff import COSTEFF, balanced, best, cut, factorise_embeddings, scaled
 from cascadebert.rivals.network import MEAN, POOLINGS, ExitNetwork
+from cascadebert.rows.rows import Rows
 from conftest import CORPUS, LABELS, inputs_of
 
 ROWS = Rows(CORPUS * 6, None, [LABELS[i % 3] for i in range(6 * len(CORPUS))])

@@ -18,7 +18,6 @@ from transformers import (
     TrainerState,
 )
 
-from cascadebert.data import Rows
 from cascadebert.errors import ArtifactError, InputError
 from cascadebert.rivals import pabee, shallow_deep
 from cascadebert.rivals.berxit import BERxiT, CertainNetwork, _alternating, rightness
@@ -31,7 +30,8 @@ from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.regrouping import run_with_exits
 from cascadebert.rivals.rival import tokenized
 from cascadebert.rivals.shallow_deep import ShallowDeep, exit_weights
-from cascadebert.stage import TokenizedRows
+from cascadebert.rows.rows import Rows
+from cascadebert.stages.transformer import TokenizedRows
 from cascadebert.training.fine_tuning import fine_tune
 from conftest import CORPUS, LABELS, inputs_of, make_checkpoint
 

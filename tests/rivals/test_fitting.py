@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from cascadebert.data import Rows
 from cascadebert.rivals.fitting import train
+from cascadebert.rows.rows import Rows
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.fine_tuning import open_encoder
 from conftest import CORPUS, LABELS, inputs_of

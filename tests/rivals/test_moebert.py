@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSequenceClassification, TrainerState
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import blocks
 from cascadebert.rivals.moebert import (
@@ -22,6 +21,7 @@ from cascadebert.rivals.moebert import (
     importances,
     with_experts,
 )
+from cascadebert.rows.rows import Rows
 from conftest import CORPUS, LABELS, inputs_of
 
 NAMES = ("bert", "mpnet", "roberta")

@@ -18,10 +18,10 @@ from transformers import (
     TrainerControl,
 )
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import KINDS, blocks
 from cascadebert.rivals.pruning import Pruning, PruningCallback, shrink
+from cascadebert.rows.rows import Rows
 from cascadebert.training.fine_tuning import default_arguments, fine_tune
 from conftest import CORPUS, LABELS, inputs_of
 

@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from cascadebert.data import Rows
 from cascadebert.errors import ArtifactError, CascadeError, InputError, TrainingError
+from cascadebert.export.costs import count_flops
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF
 from cascadebert.rivals.deebert import DeeBERT
@@ -25,7 +25,7 @@ from cascadebert.rivals.pabee import PABEE
 from cascadebert.rivals.pruning import DPF
 from cascadebert.rivals.rival import Rival, Static
 from cascadebert.rivals.shallow_deep import ShallowDeep
-from cascadebert.training.export import count_flops
+from cascadebert.rows.rows import Rows
 from cascadebert.training.fine_tuning import fine_tune
 from conftest import CORPUS, LABELS, MAX_TOKENS, inputs_of, make_checkpoint
 

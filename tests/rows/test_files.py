@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cascadebert import Columns, Rows, read_rows
 from cascadebert.errors import InputError
-from cascadebert.files import BadRow, GoodRow, RowFile
-from cascadebert.formats import RowWriter
+from cascadebert.rows.files import BadRow, GoodRow, RowFile
+from cascadebert.rows.writer import RowWriter
 
 RECORDS = [
     {"id": "7", "text": 'a "quoted", odd text', "text_pair": "second", "label": "yes"},
@@ -79,7 +79,7 @@ def test_datasets_folder(tmp_path: Path) -> None:
 
 def test_class_labels_of_datasets_are_names() -> None:
     datasets = pytest.importorskip("datasets")
-    from cascadebert.data import as_rows
+    from cascadebert.rows.rows import as_rows
 
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadebert.batching import token_batches, widths
+from cascadebert.stages.batching import token_batches, widths
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=200).map(lambda n: np.array(n, dtype=np.int64))
 

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from cascadebert import Cascade, Rows, Speedup
 from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
-from cascadebert.linear import BUCKET_BITS, CHARACTERS, SHARED, WORDS, ngrams, normalise
-from cascadebert.training.linear import fit_linear, linear_labels, linear_outputs
+from cascadebert.export.linear import linear_labels
+from cascadebert.stages.ngrams import BUCKET_BITS, CHARACTERS, SHARED, WORDS, ngrams, normalise
+from cascadebert.training.linear import fit_linear, linear_outputs
 from conftest import CORPUS, LABELS, Make
 
 TEXTS = CORPUS * 3

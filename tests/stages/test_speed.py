@@ -11,7 +11,7 @@ import pytest
 from cascadebert import Cascade, MinAgreement, Rows, machine
 from cascadebert.errors import CascadeWarning, InputError
 from cascadebert.machine import machine_name, usable_cores
-from cascadebert.speed import _non_negative_fit
+from cascadebert.stages.speed import _non_negative_fit
 from conftest import CORPUS, Make
 
 TEXTS = [f"{line} {i}" for i in range(20) for line in CORPUS]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import math
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,25 +17,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import RECORD_FILE, read_record
-from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, as_rows, evenly, listed
-from cascadebert.errors import InputError
-from cascadebert.evaluation.bench_result import (
+from cascadebert.bench.command import Command, try_commands
+from cascadebert.bench.contenders import Contender, contenders, reference_name, stage_names
+from cascadebert.bench.process import Run, Worker
+from cascadebert.bench.result import (
     CASCADE,
     COMMAND,
-    PIPELINE,
     STAGE,
     BenchResult,
     Measured,
     figures,
     oracle_of,
 )
-from cascadebert.evaluation.command import Command, try_commands
-from cascadebert.evaluation.worker import Run, Worker
+from cascadebert.cascade import Cascade
+from cascadebert.disk import RECORD_FILE
+from cascadebert.errors import InputError
 from cascadebert.machine import machine_name, usable_cores
+from cascadebert.persistence.record import read_record
+from cascadebert.rows.rows import Rows, as_rows, evenly
 from cascadebert.runtimes import RUNTIMES, runtime_versions
-from cascadebert.stage import TransformerStage
 
 DEFAULT_ROUNDS = 3
 DEFAULT_SECONDS = 30.0
@@ -48,29 +47,6 @@ _FIRST_ROWS, _MORE_ROWS = 8, 4
 # Shares of the seconds of a round: probes last until they are as much longer than the first;
 # single rows take about so much.
 _PROBE, _LATENCY = 1 / 20, 1 / 3
-_ENGINES = {
-    "onnx": "fp32 ONNX Runtime",
-    "openvino-bf16": "OpenVINO bf16",
-    "torch-bf16": "torch bf16",
-}
-_BATCH_SIZES = (1, 32)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What is to be timed.
-
-    Attributes:
-        name: tells it from the others; of a command the command itself.
-        kind: "cascade", "stage", "pipeline" or "command".
-        runtime: what runs it, if that is a runtime; of a cascade one name a stage.
-        recipe: what its process loads, see :func:`cascadebert.evaluation.contender.load`.
-    """
-
-    name: str
-    kind: str
-    runtime: str | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Runner(Protocol):
@@ -82,49 +58,6 @@ class _Runner(Protocol):
     def run(self, rows: int, predict: bool = False) -> Run: ...
 
     def latency(self, seconds: float) -> list[float]: ...
-
-
-def reference_name(cascade: Cascade) -> str:
-    """Name of the contender that ratios are against: the last stage alone."""
-    return f"{_stage_names(cascade)[-1]} alone"
-
-
-def contenders(
-    cascade: Cascade, against: Sequence[str] = (), skip: Sequence[str] = ()
-) -> list[Contender]:
-    """All that :func:`bench` times, in order.
-
-    Args:
-        cascade: as it is loaded.
-        against: shell commands.
-        skip: leaves out contenders with one of these in their names.
-
-    Raises:
-        InputError: ``skip`` would leave out the reference, or nothing.
-    """
-    names = _stage_names(cascade)
-    last = len(names)
-    found = [_cascade(cascade), _alone(cascade, last)]
-    if isinstance(cascade.stages[-1], TransformerStage):
-        found += [
-            _alone(cascade, last, runtime)
-            for runtime in _ENGINES
-            if _is_installed(runtime) and runtime != cascade.stages[-1].runtime
-        ]
-        if _is_installed("torch"):
-            found += [_pipeline(names[-1], last, size) for size in _BATCH_SIZES]
-    found += [_alone(cascade, number) for number in range(last - 1, 0, -1)]
-    found += [Contender(command, COMMAND) for command in dict.fromkeys(against)]
-    for text in skip:
-        if text in reference_name(cascade):
-            raise InputError(
-                f"skipping {text!r} would leave out '{reference_name(cascade)}', which all ratios "
-                "are against; name more of what you mean"
-            )
-        if not any(text in contender.name for contender in found):
-            names = [contender.name for contender in found]
-            raise InputError(f"no contender has {text!r} in its name: {listed(names, 12)}")
-    return [c for c in found if not any(text in c.name for text in skip)]
 
 
 def bench(
@@ -242,53 +175,6 @@ class _Record:
         )
 
 
-def _stage_names(cascade: Cascade) -> list[str]:
-    """With their numbers where two are called the same."""
-    names = [stage.name for stage in cascade.stages]
-    if len(set(names)) < len(names):
-        return [f"{number}-{name}" for number, name in enumerate(names, start=1)]
-    return names
-
-
-def _cascade(cascade: Cascade) -> Contender:
-    stages = cascade.stages
-    return Contender(
-        CASCADE,
-        CASCADE,
-        " ".join(stage.runtime for stage in stages),
-        _recipe(range(1, len(stages) + 1), (stage.runtime for stage in stages)),
-    )
-
-
-def _alone(cascade: Cascade, number: int, runtime: str | None = None) -> Contender:
-    name = f"{_stage_names(cascade)[number - 1]} alone"
-    stage = cascade.stages[number - 1]
-    return Contender(
-        f"{name}, {_ENGINES[runtime]}" if runtime else name,
-        STAGE,
-        runtime or stage.runtime,
-        _recipe([number], [runtime or stage.runtime]),
-    )
-
-
-def _recipe(stages: Iterable[int], runtimes: Iterable[str]) -> dict[str, Any]:
-    return {"stages": list(stages), "runtimes": list(runtimes)}
-
-
-def _pipeline(name: str, number: int, size: int) -> Contender:
-    return Contender(
-        f"{name}, transformers pipeline, batch {size}",
-        PIPELINE,
-        recipe={"number": number, "batch_size": size},
-    )
-
-
-def _is_installed(runtime: str) -> bool:
-    engine, _ = RUNTIMES[runtime]
-    needed = [engine.package, *(["transformers"] if engine.package == "torch" else [])]
-    return all(importlib.util.find_spec(package) for package in needed)
-
-
 def _started(
     entered: Collection[Contender],
     cascade: Cascade,
@@ -328,7 +214,7 @@ def _result(cascade: Cascade, rows: Rows, records: Sequence[_Record]) -> BenchRe
     measured = [record.measured() for record in records]
     alone = {one.name: one for one in measured if one.kind == STAGE}
     reference = alone[reference_name(cascade)]
-    names = [f"{name} alone" for name in _stage_names(cascade)]
+    names = [f"{name} alone" for name in stage_names(cascade)]
     stages = [alone[name] for name in names if name in alone]
     return BenchResult(
         rows=len(rows),

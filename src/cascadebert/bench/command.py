@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from cascadebert.data import Rows, evenly, label_name, listed
+from cascadebert.bench.process import Run, ended, last_words
 from cascadebert.errors import InputError
-from cascadebert.evaluation.worker import Run, ended, last_words
+from cascadebert.rows.rows import Rows, evenly, label_name, listed
 
 INPUT, OUTPUT = "{input}", "{output}"
 _FEW_ROWS = 8

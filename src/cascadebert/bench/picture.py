@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from cascadebert.bench.result import CASCADE, BenchResult
 from cascadebert.errors import InputError, MissingDependencyError
-from cascadebert.evaluation.bench_result import CASCADE, BenchResult
-from cascadebert.evaluation.svg import INK, POINTS, Style, canvas, shown, style
+from cascadebert.report.svg import INK, POINTS, Style, canvas, shown, style
 
 SUFFIXES = (".svg", ".png")
 
@@ -34,7 +34,7 @@ def plot_bench(result: BenchResult, path: str | Path) -> Path:
     """Draw a point a contender, and one for the oracle; lines are the range over rounds.
 
     Args:
-        result: of :func:`~cascadebert.evaluation.bench.bench`.
+        result: of :func:`~cascadebert.bench.bench`.
         path: picture file, SVG or PNG by its suffix.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The near side of a contender's process; :mod:`cascadebert.evaluation.contender` is the other."""
+"""The near side of a contender's process; :mod:`cascadebert.bench.worker` is the other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Worker:
         # It finds what this process finds, and nothing that lies about in the current folder.
         path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cascadebert.evaluation.contender"],
+            [sys.executable, "-P", "-m", "cascadebert.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

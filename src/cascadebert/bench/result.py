@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.data import evenly
 from cascadebert.deferral.confidence import Floats
 from cascadebert.machine import usable_cores
+from cascadebert.rows.rows import evenly
 
 CASCADE, STAGE, PIPELINE, COMMAND = "cascade", "stage", "pipeline", "command"
 

@@ -1,6 +1,6 @@
 """The process in which one contender of a benchmark runs, so that its memory is its own.
 
-    python -m cascadebert.evaluation.contender
+    python -m cascadebert.bench.worker
 
 reads requests from standard input and answers each on standard output, one JSON object a line:
 
@@ -36,14 +36,15 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert import artifact
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, evenly
 from cascadebert.deferral.confidence import DEFAULT_SCORE
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
 from cascadebert.machine import usable_cores
-from cascadebert.stage import Stage
+from cascadebert.persistence.integrity import check_files
+from cascadebert.persistence.record import read_record
+from cascadebert.rows.rows import Rows, evenly
+from cascadebert.stages.base import Stage
 
 _STATUS = Path("/proc/self/status")
 _MOST_SINGLE_ROWS, _LEAST_SINGLE_ROWS = 200, 10
@@ -114,7 +115,7 @@ class CascadeSubject:
     """
 
     def __init__(self, folder: Path, stages: Sequence[int], runtimes: Sequence[str]) -> None:
-        record = artifact.read_record(folder)
+        record = read_record(folder)
         wanted = tuple(
             dataclasses.replace(record.stages[number - 1], runtime=runtime)
             for number, runtime in zip(stages, runtimes, strict=True)
@@ -165,8 +166,8 @@ class PipelineSubject:
         from transformers import pipeline
 
         torch.set_num_threads(usable_cores())
-        record = artifact.read_record(folder).stages[number - 1]
-        artifact.check_files(folder, [record], ["torch"])
+        record = read_record(folder).stages[number - 1]
+        check_files(folder, [record], ["torch"])
         made = pipeline(
             "text-classification",
             model=str(folder / record.folder),

@@ -10,21 +10,17 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from cascadebert.bench.bench import DEFAULT_ROUNDS, DEFAULT_SECONDS, STEPS_BESIDE_ROUNDS
+from cascadebert.bench.bench import bench as run_benchmark
+from cascadebert.bench.command import try_commands
+from cascadebert.bench.contenders import contenders
+from cascadebert.bench.picture import plot_bench, refuse_picture
+from cascadebert.bench.result import COMMAND, BenchResult, ContenderResult
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
-from cascadebert.data import evenly
 from cascadebert.errors import InputError
-from cascadebert.evaluation.bench import (
-    DEFAULT_ROUNDS,
-    DEFAULT_SECONDS,
-    STEPS_BESIDE_ROUNDS,
-    contenders,
-)
-from cascadebert.evaluation.bench import bench as run_benchmark
-from cascadebert.evaluation.bench_picture import plot_bench, refuse_picture
-from cascadebert.evaluation.bench_result import COMMAND, BenchResult, ContenderResult
-from cascadebert.evaluation.command import try_commands
-from cascadebert.evaluation.svg import shown
+from cascadebert.report.svg import shown
+from cascadebert.rows.rows import evenly
 
 _NAME = 48
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from cascadebert import artifact
-from cascadebert.artifact import RuntimeTrial
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.errors import InputError
-from cascadebert.files import read_rows
+from cascadebert.persistence.record import RuntimeTrial
+from cascadebert.persistence.save import refuse_other_folder
+from cascadebert.rows.files import read_rows
 
 
 def build(
@@ -60,7 +60,7 @@ def build(
 
     cascadebert build ./small ./large --output my-cascade --map-labels '1:LABEL_0=neg,LABEL_1=pos'
     """
-    artifact.refuse_other_folder(output)
+    refuse_other_folder(output)
     label_maps: dict[int, dict[str, str]] = {}
     for text in map_labels or []:
         number, names = _parse_map(text)

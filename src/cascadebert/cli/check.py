@@ -18,7 +18,7 @@ from cascadebert.evaluation.check import (
     check_rows,
     needs_labels,
 )
-from cascadebert.files import Columns
+from cascadebert.rows.files import Columns
 from cascadebert.runtimes import AUTO
 
 _LEAST_LEVEL = 0.002

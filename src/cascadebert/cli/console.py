@@ -20,12 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cascadebert.artifact import write_text
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows
+from cascadebert.disk import write_text
 from cascadebert.errors import InputError
-from cascadebert.files import Columns, read_rows
-from cascadebert.formats import STANDARD_STREAM
+from cascadebert.rows.files import Columns, read_rows
+from cascadebert.rows.readers import STANDARD_STREAM
+from cascadebert.rows.rows import Rows
 
 output = Console()
 errors = Console(stderr=True)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cascadebert.artifact import RECORD_FILE
 from cascadebert.cli import console
 from cascadebert.cli.evaluate import evaluation_table
+from cascadebert.disk import RECORD_FILE
 from cascadebert.errors import InputError, MissingDependencyError
 
 

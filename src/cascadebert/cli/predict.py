@@ -15,10 +15,11 @@ import typer
 from cascadebert.cascade import DEFAULT_WINDOW, Cascade, batched
 from cascadebert.cli import console
 from cascadebert.errors import InputError
-from cascadebert.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
-from cascadebert.formats import STANDARD_STREAM, RowWriter, checked_format, parquet_types
+from cascadebert.prediction import Prediction
+from cascadebert.rows.files import BadRow, GoodRow, RowFile, refuse_bad_rows, rows_of, spooled
+from cascadebert.rows.readers import STANDARD_STREAM, checked_format, parquet_types
+from cascadebert.rows.writer import RowWriter
 from cascadebert.runtimes import AUTO
-from cascadebert.scheduler import Prediction
 
 _RESULT = ("row", "label", "stage", "confidence", "abstained")
 

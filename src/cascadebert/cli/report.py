@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cascadebert.artifact import REPORT, REPORT_FILE
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
+from cascadebert.disk import REPORT, REPORT_FILE
 from cascadebert.errors import InputError
-from cascadebert.evaluation.report import write_report
+from cascadebert.report.page import write_report
 from cascadebert.runtimes import AUTO
 
 

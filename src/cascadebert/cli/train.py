@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cascadebert.artifact import RECORD_FILE, REPORT, TRAINING, refuse_other_folder
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
 from cascadebert.cli.evaluate import evaluation_table
 from cascadebert.cli.tune import chosen_targets
+from cascadebert.disk import RECORD_FILE, REPORT, TRAINING
 from cascadebert.errors import InputError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
-from cascadebert.evaluation.training_report import read_training, write_report
-from cascadebert.files import read_rows
+from cascadebert.persistence.save import refuse_other_folder
+from cascadebert.report.training_page import read_training, write_report
+from cascadebert.rows.files import read_rows
 
 
 class DarScore(StrEnum):

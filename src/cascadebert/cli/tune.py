@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from cascadebert.artifact import REPORT, REPORT_FILE, refuse_other_folder, refuse_read_only
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
-from cascadebert.deferral.certificate import NOT_CERTIFIED
+from cascadebert.deferral.certificates.certificate import NOT_CERTIFIED
 from cascadebert.deferral.confidence import DEFAULT_SCORE, SCORE_NAMES
-from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.search.policy import Policy
 from cascadebert.deferral.targets import (
     MaxDrop,
     MaxErrorWhenAnswering,
@@ -28,7 +27,9 @@ from cascadebert.deferral.targets import (
     Speedup,
     Target,
 )
+from cascadebert.disk import REPORT, REPORT_FILE, refuse_read_only
 from cascadebert.errors import InputError
+from cascadebert.persistence.save import refuse_other_folder
 from cascadebert.runtimes import AUTO
 
 _OF_NUMBERS: dict[str, Callable[[float], Target]] = {

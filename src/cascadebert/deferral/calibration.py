@@ -1,6 +1,6 @@
 """Logits to logits whose softmax can be trusted: what calibrations are when a cascade runs.
 
-:mod:`cascadebert.training.calibration` fits them on held-out rows.
+:mod:`cascadebert.deferral.fit_calibration` fits them on held-out rows.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def learned_score(parameters: Sequence[Sequence[float]]) -> ConfidenceScore:
 
     Args:
         parameters: for each stage the weights of :func:`output_features`, then the bias; from
-            :func:`cascadebert.deferral.learned.fit_learned_score`.
+            :func:`cascadebert.deferral.search.learned.fit_learned_score`.
     """
     models = tuple(tuple(float(value) for value in model) for model in parameters)
 

@@ -10,12 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 
-from cascadebert.deferral.calibration import (
-    Calibration,
-    Isotonic,
-    Temperature,
-    VectorScaling,
-)
+from cascadebert.deferral.calibration import Calibration, Isotonic, Temperature, VectorScaling
 from cascadebert.deferral.confidence import Floats
 from cascadebert.errors import InputError
 

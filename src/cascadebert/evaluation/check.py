@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from cascadebert.cascade import Cascade
-from cascadebert.data import as_rows
-from cascadebert.deferral.certificate import ESTIMATED, NOT_CERTIFIED, Promise, one_of_each
-from cascadebert.deferral.inputs import checked_seed
-from cascadebert.deferral.policy import observed, p_values
-from cascadebert.deferral.shift import Shift, shift_p_value, shifts
+from cascadebert.deferral.certificates.certificate import ESTIMATED, NOT_CERTIFIED, Promise
+from cascadebert.deferral.certificates.fixed_sequence import one_of_each
+from cascadebert.deferral.certificates.shift import Shift, shift_p_value, shifts
+from cascadebert.deferral.search.arguments import checked_seed
+from cascadebert.deferral.search.policy import observed, p_values
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
+from cascadebert.rows.rows import as_rows
 
 DEFAULT_LEVEL = 0.05
 

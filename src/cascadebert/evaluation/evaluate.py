@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import logit
-from cascadebert.deferral.cost import speedup
+from cascadebert.deferral.routing import speedup
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import (
     aurc,
@@ -26,7 +25,8 @@ from cascadebert.evaluation.metrics import (
     matthews_correlation,
     nll,
 )
-from cascadebert.scheduler import Prediction
+from cascadebert.prediction import Prediction
+from cascadebert.rows.rows import Rows, as_rows
 
 _WARM_UP_ROWS = 8
 # A probability of 0 would make the mean log-likelihood infinite, which JSON cannot hold.

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
-from cascadebert.training.logs import quiet
+from cascadebert.runtimes.quiet import quiet
 
 _NO_LIMIT = 1_000_000
 

@@ -3,68 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import re
 import struct
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from cascadebert.artifact import (
-    MODEL_FILE,
-    STAGES,
-    TOKENIZER_FILE,
-    WEIGHTS_FILE,
-    CascadeRecord,
-    StageCost,
-    StageRecord,
-    hash_files,
-    refuse_unsafe_name,
-)
-from cascadebert.data import Rows
-from cascadebert.deferral.confidence import DEFAULT_SCORE
-from cascadebert.errors import (
-    CascadeWarning,
-    ExportError,
-    InputError,
-)
-from cascadebert.stage import are_placeholders, load_stage, same_labels
-from cascadebert.training.checkpoints import (
+from cascadebert.disk import MODEL_FILE, TOKENIZER_FILE, WEIGHTS_FILE, hash_files
+from cascadebert.errors import ExportError
+from cascadebert.export.checkpoints import (
     label_names,
     maximum_length,
     model_inputs,
     open_checkpoint,
-    open_config,
     own_labels,
 )
-from cascadebert.training.linear import export_linear, is_linear, linear_labels
-from cascadebert.training.logs import quiet
-from cascadebert.training.quantisation import with_best_runtime
+from cascadebert.export.costs import example_batch, model_cost
+from cascadebert.export.linear import export_linear, is_linear, linear_labels
+from cascadebert.persistence.record import StageRecord
+from cascadebert.rows.rows import Rows
+from cascadebert.runtimes.quiet import quiet
+from cascadebert.stages.load import load_stage
 
 LOGIT_TOLERANCE = 1e-4
 _LONGEST_PROBE = 1024
 _MOST_PROBES = 256
-_TYPICAL_TOKENS = 32
-_VERSIONS = (
-    "cascadebert",
-    "nncf",
-    "numpy",
-    "onnxruntime",
-    "openvino",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
 
 PROBE_ROWS = Rows(
     [
@@ -77,98 +45,6 @@ PROBE_ROWS = Rows(
     ]
 )
 PROBE_PAIRS = Rows(PROBE_ROWS.texts, PROBE_ROWS.texts[::-1])
-
-
-def export_cascade(
-    checkpoints: Sequence[str],
-    folder: Path,
-    *,
-    names: Sequence[str] | None = None,
-    label_maps: Mapping[int, Mapping[str, str]],
-    max_length: int | None,
-    rows: Rows | None,
-    quantise: bool,
-    on_stage: Callable[[int], object] | None,
-) -> CascadeRecord:
-    """Export checkpoints, small to large, below ``folder``; see ``Cascade.from_stages``."""
-    if not checkpoints:
-        raise InputError("a cascade needs at least one stage; name a checkpoint")
-    for number in label_maps:
-        if not 1 <= number <= len(checkpoints):
-            raise InputError(
-                f"a label map names stage {number}; there are stages 1 to {len(checkpoints)}"
-            )
-    names = [stage_name(checkpoint) for checkpoint in checkpoints] if names is None else names
-    if len(names) != len(checkpoints):
-        raise InputError(f"{len(checkpoints)} stages and {len(names)} names; give one for each")
-    for name in names:
-        refuse_unsafe_name(name, "a stage's name")
-    # Before the long part: labels that differ are found without exporting anything.
-    label_lists = [
-        label_names(_own_labels(checkpoint), checkpoint, label_maps.get(number, {}))
-        for number, checkpoint in enumerate(checkpoints, 1)
-    ]
-    labels = same_labels(list(zip(names, label_lists, strict=True)))
-    stages = []
-    for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), start=1):
-        place = f"{STAGES}/{number}-{name}"
-        stage = export_stage(
-            checkpoint,
-            folder / place,
-            name=name,
-            label_map=label_maps.get(number),
-            max_length=max_length,
-            rows=rows,
-        )
-        if quantise and rows is not None and stage.kind == "transformer":
-            stage = with_best_runtime(stage, folder / place, rows)
-        stages.append(dataclasses.replace(stage, folder=place))
-        if on_stage:
-            on_stage(1)
-    _warn_of_order(stages)
-    if len(stages) > 1 and are_placeholders(labels):
-        warnings.warn(
-            f"nobody named the labels of these stages ({', '.join(labels[:3])}, ...), so their "
-            "order cannot be checked; name them with --map-labels (label_maps in Python)",
-            CascadeWarning,
-            stacklevel=3,
-        )
-    return CascadeRecord(
-        labels=labels,
-        stages=tuple(stages),
-        score=DEFAULT_SCORE,
-        thresholds=None,
-        cost=None,
-        certificate=None,
-        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
-        data_fingerprint=None,
-    )
-
-
-def _own_labels(checkpoint: str) -> list[str]:
-    return (
-        linear_labels(checkpoint) if is_linear(checkpoint) else own_labels(open_config(checkpoint))
-    )
-
-
-def stage_name(checkpoint: str) -> str:
-    """What a stage is called: the last part of its checkpoint's name, fit for a folder."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(checkpoint).absolute().name)
-    return name[-100:].strip(".-") or "stage"
-
-
-def _warn_of_order(stages: Sequence[StageRecord]) -> None:
-    costs = [float(stage.cost.row_flops(_TYPICAL_TOKENS)) for stage in stages]
-    if costs != sorted(costs):
-        shown = ", ".join(
-            f"{stage.name} {cost:.1e}" for stage, cost in zip(stages, costs, strict=True)
-        )
-        warnings.warn(
-            f"the stages are not ordered small to large (operations for a row of "
-            f"{_TYPICAL_TOKENS} tokens: {shown}); a cascade saves time when the cheapest is first",
-            CascadeWarning,
-            stacklevel=4,
-        )
 
 
 def export_stage(
@@ -254,13 +130,8 @@ class _LogitsOnly(torch.nn.Module):
         return logits
 
 
-def _example(inputs: tuple[str, ...], rows: int, tokens: int) -> dict[str, torch.Tensor]:
-    values = {"input_ids": 5, "attention_mask": 1, "token_type_ids": 0}
-    return {name: torch.full((rows, tokens), values[name], dtype=torch.long) for name in inputs}
-
-
 def _write_onnx(model: PreTrainedModel, inputs: tuple[str, ...], output: Path) -> None:
-    example = _example(inputs, rows=3, tokens=11)
+    example = example_batch(inputs, rows=3, tokens=11)
     with quiet():
         program = torch.onnx.export(
             _LogitsOnly(model).eval(),
@@ -301,35 +172,6 @@ def _point_at_safetensors(model: onnx_ir.Model, folder: Path) -> None:
             name=name,
             base_dir=folder,
         )
-
-
-def model_cost(model: Any, inputs: tuple[str, ...]) -> StageCost:
-    """What a model on the CPU costs, by counting."""
-    return StageCost(
-        layers=int(model.config.num_hidden_layers),
-        parameters=sum(own.numel() for own in model.parameters()),
-        flops=count_flops(lambda example: model(**example), inputs),
-    )
-
-
-def count_flops(
-    run: Callable[[dict[str, torch.Tensor]], object], inputs: tuple[str, ...]
-) -> tuple[int, int, int]:
-    """Count operations at three lengths; they determine a + b·n + c·n² exactly.
-
-    Args:
-        run: takes a batch of one row.
-        inputs: names of what is in it.
-    """
-    lengths = [8, 16, 24]
-    counts = []
-    for tokens in lengths:
-        # Fused attention on the CPU is not counted.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run(_example(inputs, rows=1, tokens=tokens))
-        counts.append(counter.get_total_flops())
-    a, b, c = np.linalg.solve(np.vander(lengths, increasing=True), counts)
-    return round(float(a)), round(float(b)), round(float(c))
 
 
 def _check_same_logits(record: StageRecord, folder: Path, rows: Rows) -> None:

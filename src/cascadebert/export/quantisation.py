@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import INT8_FILES, MODEL_FILE, RuntimeTrial, StageRecord, hash_files
-from cascadebert.data import Rows
+from cascadebert.disk import INT8_FILES, MODEL_FILE, hash_files
 from cascadebert.errors import CascadeWarning, MissingDependencyError
-from cascadebert.stage import TransformerStage
-from cascadebert.training.logs import quiet
+from cascadebert.persistence.record import RuntimeTrial, StageRecord
+from cascadebert.rows.rows import Rows
+from cascadebert.runtimes.quiet import quiet
+from cascadebert.stages.transformer import TransformerStage
 
 FEWEST_ROWS = 100
 MOST_LOGIT_ERROR = 0.1

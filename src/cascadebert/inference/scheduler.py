@@ -7,54 +7,17 @@ and batched anew for the next. Stages with the same tokenizer read a row once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.data import Rows
 from cascadebert.deferral.confidence import ConfidenceScore, softmax
 from cascadebert.deferral.routing import ABSTAIN, EXIT, SKIP, STAY, Thresholds
-from cascadebert.stage import ReadRows, Stage
-
-# Few enough that the first part is soon read, enough to fill batches of each width.
-_ROWS_A_PART = 2_048
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Answers for a number of rows, every array in input order.
-
-    Attributes:
-        labels: label names, str of shape (rows,); empty where the cascade abstained.
-        probabilities: softmax of the last stage that the row came to, float64 of shape
-            (rows, classes), columns in the order of ``Cascade.labels``.
-        stage: that stage, counted from 1, int64 of shape (rows,).
-        confidence: that stage's confidence score on a scale from 0 to 1, float64 (rows,).
-        truncated: rows that were longer than that stage reads and were cut, bool (rows,).
-        abstained: rows that even the last stage was too unsure of to answer, bool (rows,).
-        passed: the stages that each row went through, bool of shape (rows, stages).
-    """
-
-    labels: NDArray[np.str_]
-    probabilities: NDArray[np.float64]
-    stage: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    truncated: NDArray[np.bool_]
-    abstained: NDArray[np.bool_]
-    passed: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.stage)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Prediction]) -> Prediction:
-        """Predictions one after another as one; there must be one at least."""
-        if len(parts) == 1:
-            return parts[0]
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+from cascadebert.inference.reader import Reader
+from cascadebert.prediction import Prediction
+from cascadebert.rows.rows import Rows
+from cascadebert.stages.base import Stage
 
 
 @dataclasses.dataclass
@@ -98,7 +61,7 @@ def classify(
     """
     last = len(stages) - 1
     answers = _Answers.none(len(rows), len(labels), len(stages))
-    reader = _Reader(rows, stages)
+    reader = Reader(rows, stages)
     skipped: list[NDArray[np.int64]] = []
     pending = np.arange(len(rows))
     for k in np.flatnonzero(routing.runs).tolist():
@@ -135,54 +98,3 @@ def classify(
         abstained=answers.abstained,
         passed=answers.passed,
     )
-
-
-class _Reader:
-    """Reads rows for the stages, a part ahead of the one that is running."""
-
-    def __init__(self, rows: Rows, stages: Sequence[Stage]) -> None:
-        self._rows = rows
-        readings = [stage.reading for stage in stages]
-        self._shared = {reading for reading in readings if readings.count(reading) > 1}
-        self._kept: dict[object, ReadRows] = {}
-
-    def parts(
-        self, stage: Stage, pending: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
-        """Rows as the stage reads them, and their positions in the window."""
-        if stage.reading in self._kept:
-            yield pending, self._kept[stage.reading].take(pending)
-            return
-        if len(pending) <= _ROWS_A_PART:
-            # A thread costs more than it saves where there is nothing to run beside it.
-            parts = iter([(pending, self._read(stage, pending))])
-        else:
-            parts = self._read_ahead(stage, pending)
-        keep = stage.reading in self._shared and len(pending) == len(self._rows)
-        read, places = [], []
-        for part, tokens in parts:
-            if keep:
-                read.append(tokens)
-                places.append(part)
-            yield part, tokens
-        if keep:
-            whole = read[0].joined(read)
-            self._kept[stage.reading] = whole.take(np.argsort(np.concatenate(places)))
-
-    def _read(self, stage: Stage, positions: NDArray[np.int64]) -> ReadRows:
-        whole = len(self._rows) == 1
-        return stage.tokenize(self._rows if whole else self._rows.take(positions.tolist()))
-
-    def _read_ahead(
-        self, stage: Stage, pending: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
-        """Parts of rows of like length, the longest first."""
-        order = pending[np.argsort(-self._rows.sizes()[pending], kind="stable")]
-        parts = [order[i : i + _ROWS_A_PART] for i in range(0, len(order), _ROWS_A_PART)]
-        with ThreadPoolExecutor(1, "cascadebert-reader") as thread:
-            waiting = thread.submit(self._read, stage, parts[0])
-            for number, part in enumerate(parts, start=1):
-                tokens = waiting.result()
-                if number < len(parts):
-                    waiting = thread.submit(self._read, stage, parts[number])
-                yield part, tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascadebert.artifact import CascadeRecord
+from cascadebert.persistence.record import CascadeRecord
 
 _HEADER = """---
 library_name: cascadebert

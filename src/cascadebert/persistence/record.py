@@ -18,16 +18,10 @@ cascade is loaded. No pickle is ever read.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,24 +30,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.calibration import Calibration, read_calibration
-from cascadebert.deferral.certificate import Certificate
+from cascadebert.deferral.certificates.certificate import Certificate
 from cascadebert.deferral.confidence import ConfidenceScore, confidence_score
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.errors import ArtifactError, DamagedError, InputError
-from cascadebert.runtimes import INT8, RUNTIMES
+from cascadebert.disk import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    RECORD_FILE,
+    STAGES,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    write_text,
+)
+from cascadebert.errors import ArtifactError, InputError
+from cascadebert.runtimes import RUNTIMES
 
 SCHEMA_VERSION = 1
-RECORD_FILE = "cascade.json"
-CARD_FILE = "README.md"
-STAGES = "stages"
-TRAINING = "training"
-REPORT = "report"
-REPORT_FILE = "report.html"
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-INT8_FILES = ("openvino/model.xml", "openvino/model.bin")
-CONFIG_FILE = "config.json"
 STAGE_FILES = {
     "transformer": (CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE),
     "linear": (CONFIG_FILE, WEIGHTS_FILE),
@@ -347,24 +339,6 @@ def _parse_stage(values: dict[str, Any]) -> StageRecord:
     return stage
 
 
-def refuse_unsafe_name(name: str, what: str) -> None:
-    """Refuse a name that cannot be a part of a path.
-
-    Args:
-        name: to be used as the name of a file or folder.
-        what: is called by that name, for the message.
-
-    Raises:
-        InputError: ``name`` has other characters than letters, digits, '.', '_' and '-', or begins
-            with a '.'.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w.-]{1,100}", name):
-        raise InputError(
-            f"{what} {name!r} cannot name a folder; use up to 100 letters, digits, '_', '-' and "
-            "'.', and no '.' at the start"
-        )
-
-
 def _refuse_escape(record_path: Path, name: object) -> None:
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     # Links are not resolved: the hub's cache is made of them, and hashes guard the content.
@@ -375,211 +349,6 @@ def _refuse_escape(record_path: Path, name: object) -> None:
         )
 
 
-def check_files(folder: Path, stages: Sequence[StageRecord], runtimes: Sequence[str]) -> None:
-    """Compare the SHA-256 of every stage's files with the record.
-
-    Left out are the weights that its runtime does not read, which may be large.
-
-    Raises:
-        DamagedError: a file is missing or differs; the message names it.
-        ArtifactError: a stage is to run in int8 and was not quantised.
-    """
-    for stage, runtime in zip(stages, runtimes, strict=True):
-        int8 = runtime in RUNTIMES and RUNTIMES[runtime][1] == INT8
-        if int8 and not set(INT8_FILES) <= set(stage.files):
-            raise ArtifactError(
-                f"{folder / stage.folder}: this stage has not been quantised; build the cascade "
-                "again with --data and some hundred rows, or run it with another runtime"
-            )
-        unread = (MODEL_FILE, WEIGHTS_FILE) if int8 else INT8_FILES
-        name = _first_fault(folder / stage.folder, stage, unread)
-        if name is None:
-            continue
-        path = folder / stage.folder / name
-        if not path.is_file():
-            raise DamagedError(f"{path}: missing; copy the cascade again or rebuild it")
-        raise DamagedError(
-            f"{path}: damaged or changed (its SHA-256 is not the recorded "
-            f"{stage.files[name][:12]}…); copy the cascade again or rebuild it"
-        )
-
-
-def _first_fault(folder: Path, stage: StageRecord, unread: Sequence[str] = ()) -> str | None:
-    """Name of the first file of the stage that is missing or differs from the record."""
-    for name, expected in stage.files.items():
-        if name in unread:
-            continue
-        if not (folder / name).is_file() or file_hash(folder / name) != expected:
-            return name
-    return None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder``, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): file_hash(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def refuse_other_folder(target: Path) -> None:
-    """Refuse to write a cascade where something else is.
-
-    Raises:
-        ArtifactError: ``target`` is a file, a folder with something else in it, or read-only.
-    """
-    if target.exists() and not target.is_dir():
-        raise ArtifactError(f"{target}: is a file; name a folder for the cascade")
-    refuse_read_only(target)
-    if not target.is_dir() or (target / RECORD_FILE).exists():
-        return
-    # What a first save, or a training, that was interrupted leaves.
-    ours = (STAGES, TRAINING, REPORT)
-    if any(path.name not in ours and not _is_temporary(path) for path in target.iterdir()):
-        raise ArtifactError(
-            f"{target}: has other files in it and is not a cascade; name a new or empty folder"
-        )
-
-
-def refuse_read_only(target: Path) -> None:
-    """Refuse a folder, there already or to be made, that may not be written to.
-
-    Raises:
-        ArtifactError: see above.
-    """
-    above = next(path for path in (target, *target.absolute().parents) if path.exists())
-    if not os.access(above, os.W_OK):
-        raise ArtifactError(f"{target}: {above} may not be written to; name another folder")
-
-
-def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
-    """Write a cascade so that a crash at any moment leaves the old one whole, or the new one.
-
-    A new folder is made under a temporary name and moved into place. In a folder that exists
-    new stages are put beside the old ones and take effect when ``cascade.json`` is replaced,
-    which is one step. The folder ``stages`` belongs to the cascade, and what the record does not
-    name is removed from it; whatever else is in the folder stays. Two writers at a time are not
-    provided for.
-
-    Args:
-        target: the folder to write; a link is followed.
-        source: the folder that the stages in ``record`` lie in.
-        record: what to write.
-        card: text of the model card.
-
-    Raises:
-        ArtifactError: see :func:`refuse_other_folder`; or a stage in ``source`` is not, or no
-            longer, what ``record`` says.
-    """
-    target = target.resolve()
-    refuse_other_folder(target)
-    if target.is_dir():
-        _update(target, source, record, card)
-        return
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        _update(temporary, source, record, card)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_temporary(path: Path) -> bool:
-    """Whether this is what :func:`replacing` left of our files when it was killed."""
-    return re.fullmatch(r"\.(cascade\.json|README\.md)\.\d+\.tmp", path.name) is not None
-
-
-def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
-    (target / STAGES).mkdir(exist_ok=True)
-    for path in filter(_is_temporary, target.iterdir()):
-        path.unlink()
-    with contextlib.suppress(ArtifactError):
-        _sweep(target, read_record(target))
-    stages = []
-    for stage in record.stages:
-        place = stage.folder
-        if _first_fault(target / place, stage):
-            place = _free_name(target, place)
-            _copy_stage(source / stage.folder, target / place, stage)
-        stages.append(dataclasses.replace(stage, folder=place))
-    new = dataclasses.replace(record, stages=tuple(stages))
-    _write_record(target, new)
-    write_text(target / CARD_FILE, card)
-    _sweep(target, new)
-
-
-def _sweep(target: Path, record: CascadeRecord) -> None:
-    """Remove the stages that the record does not name."""
-    in_use = {target / stage.folder for stage in record.stages}
-    for path in (target / STAGES).iterdir():
-        if path not in in_use:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _free_name(target: Path, place: str) -> str:
-    names = (f"{place}-{i}" if i else place for i in itertools.count())
-    return next(name for name in names if not (target / name).exists())
-
-
-def _copy_stage(source: Path, target: Path, stage: StageRecord) -> None:
-    temporary = target.with_name(".new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        if source.is_dir():
-            shutil.copytree(source, temporary)
-        if fault := _first_fault(temporary, stage):
-            raise ArtifactError(
-                f"{source}: {fault} is missing or not what {RECORD_FILE} says; copy the cascade "
-                "again or rebuild it"
-            )
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_record(folder: Path, record: CascadeRecord) -> None:
+def write_record(folder: Path, record: CascadeRecord) -> None:
     text = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / RECORD_FILE, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old content or the new."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block ends without error.
-
-    Links are followed.
-    """
-    if path.exists() and not path.is_file():
-        # A pipe or a device is written to as it is.
-        yield path
-        return
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import Outcome
-from cascadebert.evaluation.survey import Survey
+from cascadebert.report.survey import Survey
 
 BINS = 15
 MOST_LABELS = 20

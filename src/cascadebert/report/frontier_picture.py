@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.search.policy import Policy
 from cascadebert.errors import MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation
 

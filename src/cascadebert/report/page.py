@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import write_text
 from cascadebert.cascade import Cascade
-from cascadebert.deferral.certificate import (
+from cascadebert.deferral.certificates.certificate import (
     CERTIFIED,
     DO_NOT_CASCADE,
     NOT_CERTIFIED,
     Certificate,
 )
-from cascadebert.deferral.policy import observed
+from cascadebert.deferral.search.policy import observed
 from cascadebert.deferral.targets import MaxDrop, Target, target_of
+from cascadebert.disk import write_text
 from cascadebert.errors import InputError, MissingDependencyError
-from cascadebert.evaluation import pictures
-from cascadebert.evaluation.breakdown import by_label, by_length, hardest, surest_errors
-from cascadebert.evaluation.certainty import price_of_certainty, too_few
 from cascadebert.evaluation.check import DEFAULT_LEVEL
-from cascadebert.evaluation.survey import Survey
-from cascadebert.evaluation.svg import shown
+from cascadebert.report import pictures
+from cascadebert.report.breakdown import by_label, by_length, hardest, surest_errors
+from cascadebert.report.price import price_of_certainty, too_few
+from cascadebert.report.survey import Survey
+from cascadebert.report.svg import shown
 
 NO_CERTIFICATE = "no certificate"
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE = "page.html.j2"
 _LOOKS = {CERTIFIED: "good", NOT_CERTIFIED: "bad", DO_NOT_CASCADE: "bad"}
 _DEFAULT_DROP = 0.01
 _MOST_CHARACTERS = 200
@@ -103,7 +103,7 @@ def _template() -> Any:
     )
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
-    text = files("cascadebert.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    text = files("cascadebert.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(text)
 
 

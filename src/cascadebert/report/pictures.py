@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from cascadebert.deferral.search import Search
+from cascadebert.deferral.search.frontier import Search
 from cascadebert.deferral.targets import MaxDrop
-from cascadebert.evaluation.breakdown import (
+from cascadebert.report.breakdown import (
     Group,
     cascade_risk_coverage,
     oracle,
     reliability,
     risk_coverage,
 )
-from cascadebert.evaluation.certainty import LEVELS, Price
-from cascadebert.evaluation.survey import Survey
-from cascadebert.evaluation.svg import INK, POINTS, canvas, inline, shown, style
+from cascadebert.report.price import LEVELS, Price
+from cascadebert.report.survey import Survey
+from cascadebert.report.svg import INK, POINTS, canvas, inline, shown, style
 
 _NAME = 24
 # Longer names do not fit beside one another.

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.deferral.certificate import FEWEST_ROWS, NOT_CERTIFIED
+from cascadebert.deferral.certificates.certificate import NOT_CERTIFIED
+from cascadebert.deferral.certificates.fixed_sequence import FEWEST_ROWS
 from cascadebert.deferral.confidence import DEFAULT_SCORE, LEARNED, SCORES
-from cascadebert.deferral.replay import Replay
+from cascadebert.deferral.search.choose import choose_thresholds
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import Target
-from cascadebert.deferral.thresholds import choose_thresholds
 from cascadebert.errors import TargetError
-from cascadebert.evaluation.survey import Survey
+from cascadebert.report.survey import Survey
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
 LEAST_ROWS = 100

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.confidence import Floats, softmax
 from cascadebert.deferral.held_out import HeldOut, Outcome
-from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.evaluation.metrics import aurc, dis, ece
-from cascadebert.stage import StageRun, row_costs
+from cascadebert.rows.rows import Rows, as_rows
+from cascadebert.stages.costs import StageRun, row_costs
 
 SECONDS, FLOPS = "seconds", "flops"
 

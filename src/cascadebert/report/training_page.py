@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cascadebert.artifact import write_text
-from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.search.policy import Policy
+from cascadebert.disk import write_text
 from cascadebert.errors import MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation
-from cascadebert.evaluation.frontier import plot_frontier
+from cascadebert.report.frontier_picture import plot_frontier
 
 TRAINING_FILE, PAGE_FILE, PICTURE_FILE = "training.json", "training.md", "frontier.png"
 

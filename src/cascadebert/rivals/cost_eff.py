@@ -38,13 +38,13 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from transformers import TrainerState
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, HEADS, blocks
 from cascadebert.rivals.deebert import DeeBERT, entropy_below
 from cascadebert.rivals.early_exit import EarlyExit, Phase, exit_losses
 from cascadebert.rivals.network import ExitNetwork, Head
 from cascadebert.rivals.regrouping import Leaves
+from cascadebert.rows.rows import Rows
 from cascadebert.training.distillation import logit_loss
 
 TAYLOR_ROWS = 512

@@ -17,10 +17,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from cascadebert.data import Rows
+from cascadebert.export.checkpoints import open_config, own_labels
 from cascadebert.rivals.first_layers import some_layers
 from cascadebert.rivals.rival import FineTuned
-from cascadebert.training.checkpoints import open_config, own_labels
+from cascadebert.rows.rows import Rows
 from cascadebert.training.losses import Objective
 from cascadebert.training.outputs import outputs_of
 

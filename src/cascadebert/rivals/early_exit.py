@@ -14,10 +14,11 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascadebert.artifact import polynomial
-from cascadebert.data import Rows, as_rows, evenly
 from cascadebert.errors import InputError
+from cascadebert.export.checkpoints import open_checkpoint, own_labels
+from cascadebert.export.costs import count_flops
 from cascadebert.machine import usable_cores
+from cascadebert.persistence.record import polynomial
 from cascadebert.rivals.fitting import Loss, train
 from cascadebert.rivals.network import FIRST, ExitNetwork, Head, LastExit, head_of
 from cascadebert.rivals.regrouping import Leaves, run_with_exits
@@ -29,10 +30,9 @@ from cascadebert.rivals.rival import (
     refuse_not_finite,
     refuse_unfitted,
 )
+from cascadebert.rows.rows import Rows, as_rows, evenly
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, CPU_TOKEN_BUDGETS
-from cascadebert.training.checkpoints import open_checkpoint, own_labels
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
-from cascadebert.training.export import count_flops
 from cascadebert.training.fine_tuning import label_order, open_encoder
 
 # From any knob to its neighbour in float64, nearly.

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from cascadebert.errors import InputError
+from cascadebert.export.checkpoints import first_line, open_to_train, read_config
 from cascadebert.rivals.rival import FineTuned
-from cascadebert.training.checkpoints import first_line, open_to_train, read_config
-from cascadebert.training.logs import quiet
+from cascadebert.runtimes.quiet import quiet
 
 
 class FirstLayers(FineTuned):

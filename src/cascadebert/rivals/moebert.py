@@ -29,12 +29,12 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from cascadebert.data import Rows, evenly
 from cascadebert.errors import InputError
+from cascadebert.export.checkpoints import open_checkpoint, own_labels
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
 from cascadebert.rivals.fitting import train
 from cascadebert.rivals.rival import Reading, Static
-from cascadebert.training.checkpoints import open_checkpoint, own_labels
+from cascadebert.rows.rows import Rows, evenly
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.fine_tuning import label_order
 

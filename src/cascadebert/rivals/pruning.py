@@ -35,10 +35,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
 from cascadebert.rivals.blocks import COLUMNS, HEADS, KINDS, Block, blocks
 from cascadebert.rivals.rival import FineTuned
+from cascadebert.rows.rows import Rows
 
 
 class _Masked(nn.Module):

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascadebert.batching import widths
 from cascadebert.rivals.network import ExitNetwork, Surroundings
 from cascadebert.rivals.rival import Answers
-from cascadebert.stage import TokenizedRows
+from cascadebert.stages.batching import widths
+from cascadebert.stages.transformer import TokenizedRows
 
 Leaves = Callable[[int, Tensor, Tensor, NDArray[np.int64]], Tensor]
 """Which rows leave after a layer: called with its number from 1, the logits of its exit, the

@@ -17,19 +17,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from cascadebert.artifact import StageCost
-from cascadebert.batching import token_batches
-from cascadebert.data import Rows, as_rows
 from cascadebert.errors import CascadeError, InputError
+from cascadebert.export.checkpoints import maximum_length, model_inputs, open_checkpoint, own_labels
+from cascadebert.export.costs import model_cost
+from cascadebert.persistence.record import StageCost
+from cascadebert.rows.rows import Rows, as_rows
 from cascadebert.runtimes.torch import ModelRuntime
-from cascadebert.stage import TokenizedRows
-from cascadebert.training.checkpoints import (
-    maximum_length,
-    model_inputs,
-    open_checkpoint,
-    own_labels,
-)
-from cascadebert.training.export import model_cost
+from cascadebert.stages.batching import token_batches
+from cascadebert.stages.transformer import TokenizedRows
 from cascadebert.training.fine_tuning import fine_tune
 from cascadebert.training.outputs import bf16_is_fast
 
@@ -65,7 +60,7 @@ class Rival(ABC):
 
     @abstractmethod
     def fit(self, rows: Any) -> Self:
-        """Train on labelled rows, as :func:`~cascadebert.data.as_rows` takes them.
+        """Train on labelled rows, as :func:`~cascadebert.rows.rows.as_rows` takes them.
 
         Raises:
             ArtifactError: a checkpoint that cannot be opened, or lacks weights.
@@ -79,7 +74,7 @@ class Rival(ABC):
         """Answer rows, in bfloat16 where that is fast.
 
         Args:
-            rows: as :func:`~cascadebert.data.as_rows` takes them.
+            rows: as :func:`~cascadebert.rows.rows.as_rows` takes them.
             knob: one of :attr:`knobs` or what lies between; by default the slowest setting.
 
         Raises:

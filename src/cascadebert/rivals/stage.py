@@ -17,13 +17,13 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from cascadebert.artifact import TOKENIZER_FILE
+from cascadebert.disk import TOKENIZER_FILE
 from cascadebert.errors import ArtifactError, LabelMismatchError
+from cascadebert.export.checkpoints import own_labels
+from cascadebert.export.costs import model_cost
 from cascadebert.rivals.rival import in_fast_precision, runtime_of
 from cascadebert.runtimes.torch import ModelRuntime
-from cascadebert.stage import TransformerStage
-from cascadebert.training.checkpoints import own_labels
-from cascadebert.training.export import model_cost
+from cascadebert.stages.transformer import TransformerStage
 
 
 def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage:

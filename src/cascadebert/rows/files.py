@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cascadebert import formats
-from cascadebert.data import Rows, encoding_fault, label_name, listed, text_fault
 from cascadebert.errors import InputError
-from cascadebert.formats import STANDARD_STREAM, Record, Unreadable
+from cascadebert.rows import readers as formats
+from cascadebert.rows.readers import STANDARD_STREAM, Record, Unreadable
+from cascadebert.rows.rows import Rows, encoding_fault, label_name, listed, text_fault
 
 
 @dataclass(frozen=True)

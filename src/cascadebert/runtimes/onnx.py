@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cascadebert.artifact import MODEL_FILE
+from cascadebert.disk import MODEL_FILE
 from cascadebert.errors import ArtifactError
 from cascadebert.machine import usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS

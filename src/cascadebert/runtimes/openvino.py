@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import INT8_FILES, MODEL_FILE, file_hash, replacing
+from cascadebert.disk import INT8_FILES, MODEL_FILE, file_hash, replacing
 from cascadebert.errors import ArtifactError, CascadeWarning, MissingDependencyError
 from cascadebert.machine import machine_name, usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS, FP32, INT8

@@ -16,7 +16,7 @@ try:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from cascadebert.training.logs import quiet
+    from cascadebert.runtimes.quiet import quiet
 except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "the runtime 'torch'", "train") from None
 

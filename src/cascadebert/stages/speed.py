@@ -8,10 +8,10 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.artifact import StageSpeed
-from cascadebert.data import Rows, evenly
 from cascadebert.machine import machine_name
-from cascadebert.stage import Stage
+from cascadebert.persistence.record import StageSpeed
+from cascadebert.rows.rows import Rows, evenly
+from cascadebert.stages.base import Stage
 
 _MOST_ROWS = 8_192
 _FIRST_ROWS = 64

@@ -9,20 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascadebert.data import Rows, listed
 from cascadebert.errors import ArtifactError, CascadeWarning, InputError
-from cascadebert.linear import feature_version
-from cascadebert.training.checkpoints import (
-    maximum_length,
-    refuse_other_tokenizer,
-)
+from cascadebert.export.cascade import stage_name
+from cascadebert.export.checkpoints import maximum_length, refuse_other_tokenizer
+from cascadebert.export.costs import TYPICAL_TOKENS, model_cost
+from cascadebert.export.linear import LINEAR
+from cascadebert.rows.rows import Rows, listed
+from cascadebert.stages.ngrams import feature_version
 from cascadebert.training.difficulty import refuse_small_classes
-from cascadebert.training.export import model_cost, stage_name
 from cascadebert.training.fine_tuning import label_order, open_encoder
-from cascadebert.training.linear import DEFAULT_C, LINEAR
+from cascadebert.training.linear import DEFAULT_C
 from cascadebert.training.parts import checkpoint_fingerprint
-
-_TYPICAL_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def checked_stages(
         if smaller.flops >= larger.flops:
             raise InputError(
                 f"stage {smaller.number} '{smaller.name}' costs {smaller.flops:.2g} operations for "
-                f"a row of {_TYPICAL_TOKENS} tokens, stage {larger.number} '{larger.name}' only "
+                f"a row of {TYPICAL_TOKENS} tokens, stage {larger.number} '{larger.name}' only "
                 f"{larger.flops:.2g}; give the stages from small to large, each once"
             )
     return stages
@@ -137,7 +134,7 @@ def _open_stage(
         name=stage_name(checkpoint),
         checkpoint=checkpoint,
         fingerprint=checkpoint_fingerprint(checkpoint),
-        flops=float(cost.row_flops(_TYPICAL_TOKENS)),
+        flops=float(cost.row_flops(TYPICAL_TOKENS)),
         layers=int(model.config.num_hidden_layers),
         width=int(model.config.hidden_size),
         max_length=min(max_length, maximum_length(model, tokenizer, None)),

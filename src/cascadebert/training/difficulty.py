@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from cascadebert.artifact import write_text
-from cascadebert.data import Rows
+from cascadebert.disk import write_text
 from cascadebert.errors import ArtifactError, InputError
+from cascadebert.rows.rows import Rows
 
 Positions = NDArray[np.int64]
 Answers = Callable[[Positions, Positions, int, int], NDArray[np.int64]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cascadebert.data import Rows
+from cascadebert.rows.rows import Rows
 
 
 class EncodedRows(torch.utils.data.Dataset[dict[str, Any]]):

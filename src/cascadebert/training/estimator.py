@@ -15,9 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from transformers import TrainingArguments
 
 from cascadebert.cascade import Cascade
-from cascadebert.data import Rows, as_rows
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
+from cascadebert.rows.rows import Rows, as_rows
 from cascadebert.training.recipe import Recipe
 from cascadebert.training.trainer import CascadeTrainer, PlanProgress
 

@@ -26,12 +26,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from cascadebert.data import Rows, as_rows
 from cascadebert.errors import InputError, TrainingError
-from cascadebert.training.checkpoints import maximum_length, open_to_train, read_config
+from cascadebert.export.checkpoints import maximum_length, open_to_train, read_config
+from cascadebert.rows.rows import Rows, as_rows
+from cascadebert.runtimes.quiet import quiet, quiet_transformers
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
-from cascadebert.training.logs import quiet, quiet_transformers
 from cascadebert.training.losses import Objective, stage_loss
 from cascadebert.training.outputs import Outputs, bf16_is_fast
 from cascadebert.training.sampling import RowTrainer

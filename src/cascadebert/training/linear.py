@@ -1,9 +1,7 @@
-"""Fitting the linear stage with scikit-learn; it runs without, see :mod:`cascadebert.linear`."""
+"""Fitting the linear stage with scikit-learn; :mod:`cascadebert.stages.linear` runs it without."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -17,26 +15,22 @@ from scipy.sparse import csr_matrix, diags, vstack
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from cascadebert.artifact import CONFIG_FILE, WEIGHTS_FILE, StageCost, StageRecord, hash_files
-from cascadebert.data import Rows, as_rows
+from cascadebert.disk import WEIGHTS_FILE
 from cascadebert.errors import InputError
-from cascadebert.linear import (
+from cascadebert.export.linear import LINEAR, label_names_of, linear_record, write_config
+from cascadebert.rows.rows import Rows, as_rows
+from cascadebert.stages.linear import MODEL_TYPE, LinearStage
+from cascadebert.stages.ngrams import (
     BLOCKS,
     BUCKET_BITS,
     MAX_CHARACTERS,
-    MODEL_TYPE,
-    NGRAMS_A_CHARACTER,
-    RUNTIME,
-    LinearStage,
     feature_version,
     ngrams,
     normalise,
-    read_tensors,
 )
 from cascadebert.training.fine_tuning import label_order
 from cascadebert.training.outputs import Outputs
 
-LINEAR = "linear"
 DEFAULT_C = 3.0
 _ROWS_A_PART = 1_000
 _MOST_ITERATIONS = 500
@@ -91,9 +85,9 @@ def fit_linear(
         "pairs": rows.pairs is not None,
         "max_length": MAX_CHARACTERS,
         "trained_on": rows.texts_fingerprint(),
-        **_names(names),
+        **label_names_of(names),
     }
-    _write_config(folder, config)
+    write_config(folder, config)
     tensors = {
         "buckets": buckets.astype(np.int32),
         "rarity": rarity.astype(np.float32),
@@ -108,88 +102,6 @@ def linear_outputs(folder: str | PathLike[str], rows: Rows) -> Outputs:
     """Logits of a fitted linear stage, in its own label order."""
     record = linear_record(Path(folder), LINEAR)
     return Outputs(LinearStage(Path(folder), record, record.labels).run_all(rows).logits)
-
-
-def is_linear(folder: str | PathLike[str]) -> bool:
-    """Whether this is the folder of a linear stage."""
-    try:
-        config = _read_config(Path(folder))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
-
-
-def linear_labels(folder: str | PathLike[str]) -> list[str]:
-    """The label names of a fitted linear stage in the order of its logits."""
-    names = _read_config(Path(folder))["id2label"]
-    return [names[str(i)] for i in range(len(names))]
-
-
-def export_linear(
-    checkpoint: str | PathLike[str], output: Path, *, name: str, labels: Sequence[str]
-) -> StageRecord:
-    """Write a fitted linear stage as a stage of a cascade.
-
-    Args:
-        checkpoint: folder that :func:`fit_linear` wrote.
-        output: folder for the stage.
-        name: the stage's name in the cascade.
-        labels: names for its labels, in the order of its logits.
-
-    Returns:
-        The stage's record; ``folder`` is left empty for the caller.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(checkpoint) / WEIGHTS_FILE, output / WEIGHTS_FILE)
-    _write_config(output, {**_read_config(Path(checkpoint)), **_names(labels)})
-    return linear_record(output, name)
-
-
-def _names(labels: Sequence[str]) -> dict[str, Any]:
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: i for i, name in enumerate(labels)},
-    }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return config
-
-
-def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    text = json.dumps(config, indent=1, ensure_ascii=False)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def linear_record(folder: Path, name: str) -> StageRecord:
-    """The record of a fitted linear stage; ``folder`` in it is left empty for the caller."""
-    config = _read_config(folder)
-    labels = tuple(linear_labels(folder))
-    return StageRecord(
-        name=name,
-        folder="",
-        labels=labels,
-        inputs=(),
-        max_length=config["max_length"],
-        pad_token_id=0,
-        truncation_side="right",
-        cost=_cost(folder, len(labels)),
-        files=hash_files(folder),
-        kind="linear",
-        runtime=RUNTIME,
-        trained_on=config.get("trained_on"),
-    )
-
-
-def _cost(folder: Path, classes: int) -> StageCost:
-    buckets, outputs = read_tensors(folder / WEIGHTS_FILE)["weights"].shape
-    # Each n-gram adds one line of weights; the hashing is of integers and not counted.
-    return StageCost(
-        layers=1,
-        parameters=buckets * outputs + classes,
-        flops=(2.0 * outputs, 2.0 * outputs * NGRAMS_A_CHARACTER, 0.0),
-    )
 
 
 def _features(rows: Rows) -> tuple[csr_matrix, NDArray[np.int64], NDArray[np.float64]]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cascadebert.batching import token_batches
-from cascadebert.data import Rows
-from cascadebert.training.checkpoints import maximum_length, open_checkpoint
+from cascadebert.export.checkpoints import maximum_length, open_checkpoint
+from cascadebert.rows.rows import Rows
+from cascadebert.stages.batching import token_batches
 from cascadebert.training.distillation import first_token_states, matched_layers
 
 _TOKENS_A_BATCH = 4096

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from cascadebert.artifact import WEIGHTS_FILE, file_hash, write_text
+from cascadebert.disk import WEIGHTS_FILE, file_hash, write_text
 
 PART_FILE = "part.json"
 _WEIGHTS_AND_WORDS = ("*.safetensors", "*.json", "*.txt", "*.model")

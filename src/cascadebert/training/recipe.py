@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cascadebert.deferral.fit_calibration import refuse_unknown
 from cascadebert.errors import InputError
-from cascadebert.training.calibration import refuse_unknown
 from cascadebert.training.difficulty import aggregate, refuse_few
 from cascadebert.training.losses import DEFAULT_LOSS, Objective
 

@@ -16,9 +16,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import ExportableState
 
-from cascadebert.data import Rows
 from cascadebert.errors import InputError
-from cascadebert.training.checkpoints import first_line
+from cascadebert.export.checkpoints import first_line
+from cascadebert.rows.rows import Rows
 from cascadebert.training.checks import StageSource
 from cascadebert.training.difficulty import Difficulty, cut
 from cascadebert.training.fine_tuning import default_arguments, fine_tune

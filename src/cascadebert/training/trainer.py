@@ -20,15 +20,15 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from cascadebert.cascade import COSTS, Cascade
-from cascadebert.data import as_rows
-from cascadebert.deferral.policy import Policy
+from cascadebert.deferral.search.policy import Policy
 from cascadebert.deferral.targets import MaxDrop, Target
 from cascadebert.errors import CascadeError, InputError
+from cascadebert.export.quantisation import FEWEST_ROWS
+from cascadebert.rows.rows import as_rows
 from cascadebert.training.checks import checked_rows, checked_stages
 from cascadebert.training.difficulty import Difficulty
 from cascadebert.training.distillation import refuse_other_width
 from cascadebert.training.parts import Parts, fingerprint, read_part
-from cascadebert.training.quantisation import FEWEST_ROWS
 from cascadebert.training.recipe import Recipe
 from cascadebert.training.stage_job import Job, StageJob, Task
 
@@ -49,7 +49,7 @@ class CascadeTrainer:
             linear stage.
         args: ``TrainingArguments`` of every stage. By default 3 epochs, with a learning rate by
             each encoder's width.
-        train_dataset: labelled rows, see :func:`~cascadebert.data.as_rows`.
+        train_dataset: labelled rows, see :func:`~cascadebert.rows.rows.as_rows`.
         eval_dataset: other labelled rows: the calibrations and thresholds come from them.
         recipe: the loss and what it needs.
         target: what the thresholds are chosen for, one or several at once; by default at most

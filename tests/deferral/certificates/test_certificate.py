@@ -21,13 +21,8 @@ from cascadebert import (
     Speedup,
     choose_thresholds,
 )
-from cascadebert.deferral.certificate import (
-    CERTIFIED,
-    DO_NOT_CASCADE,
-    NOT_CERTIFIED,
-    split_rows,
-    walk,
-)
+from cascadebert.deferral.certificates.certificate import CERTIFIED, DO_NOT_CASCADE, NOT_CERTIFIED
+from cascadebert.deferral.certificates.fixed_sequence import split_rows, walk
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 

@@ -11,11 +11,7 @@ from scipy.stats import chi2_contingency, mannwhitneyu
 from test_thresholds import synthetic
 
 from cascadebert import MaxDrop, choose_thresholds
-from cascadebert.deferral.confidence import confidence_score
-from cascadebert.deferral.held_out import HeldOut
-from cascadebert.deferral.ranking import ranking_p_value
-from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.shift import (
+from cascadebert.deferral.certificates.shift import (
     Seen,
     bin_edges,
     count_bins,
@@ -23,6 +19,10 @@ from cascadebert.deferral.shift import (
     shift_p_value,
     shifts,
 )
+from cascadebert.deferral.confidence import confidence_score
+from cascadebert.deferral.held_out import HeldOut
+from cascadebert.deferral.ranking import ranking_p_value
+from cascadebert.deferral.search.replay import Replay
 
 
 def replay_of(seed: int, rows: int, harder: float = 0.0) -> Replay:

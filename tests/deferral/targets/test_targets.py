@@ -26,7 +26,7 @@ from cascadebert import (
     Speedup,
     choose_thresholds,
 )
-from cascadebert.deferral.certificate import CERTIFIED, NOT_CERTIFIED
+from cascadebert.deferral.certificates.certificate import CERTIFIED, NOT_CERTIFIED
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.targets import Target, target_of
 from cascadebert.deferral.targets.matthews import matthews

@@ -1,37 +1,30 @@
 """Choosing one threshold a stage, so that a target is met, and promising that it is.
 
 Every stage has run on every held-out row, so any thresholds can be replayed exactly
-(:mod:`cascadebert.deferral.search`). Without a promise they are those that serve the target best
-on these rows. With one, some of the rows propose and the others certify
-(:mod:`cascadebert.deferral.certificate`).
+(:mod:`~cascadebert.deferral.search.frontier`). Without a promise they are the thresholds that serve
+the target best on these rows. With one, some of the rows propose and the others certify
+(:mod:`~cascadebert.deferral.certificates.fixed_sequence`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cascadebert.deferral.certificate import (
+from cascadebert.deferral.certificates.certificate import (
     CERTIFIED,
     DO_NOT_CASCADE,
     ESTIMATED,
     NOT_CERTIFIED,
-    one_of_each,
-    split_rows,
-    walk,
 )
-from cascadebert.deferral.confidence import (
-    DEFAULT_SCORE,
-    LEARNED,
-    Floats,
-    confidence_score,
-)
-from cascadebert.deferral.held_out import HeldOut, Outcome
-from cascadebert.deferral.inputs import (
+from cascadebert.deferral.certificates.fixed_sequence import one_of_each, split_rows, walk
+from cascadebert.deferral.confidence import DEFAULT_SCORE, LEARNED, Floats, confidence_score
+from cascadebert.deferral.held_out import HeldOut
+from cascadebert.deferral.routing import Thresholds
+from cascadebert.deferral.search.arguments import (
     checked_costs,
     checked_groups,
     checked_labels,
@@ -41,21 +34,21 @@ from cascadebert.deferral.inputs import (
     refuse_confidence,
     refuse_unfit,
 )
-from cascadebert.deferral.policy import Policy, make_policy, p_values
-from cascadebert.deferral.replay import Replay
-from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
-from cascadebert.deferral.search import Point, Search
+from cascadebert.deferral.search.frontier import Point, Search
+from cascadebert.deferral.search.path import (
+    certification_path,
+    fixed_path,
+    last_stage_path,
+    threshold_family,
+)
+from cascadebert.deferral.search.policy import Policy, make_policy, p_values
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import MaxErrorWhenAnswering, MinCoverage, Target
 from cascadebert.errors import InputError, TargetError
 
-_SHIFTS = np.linspace(10, -10, 201)
-_AT_EASE = -5.0
 _MORE = 1.25 ** np.arange(1, 40)
 _MOST_ROWS_TO_TRY = 50_000
-_STRIDE = 5
 _FALLBACK_SHARE = 0.25
-# Log-odds beyond these are 0 and 1 for a float64.
-_SINGLE_THRESHOLDS = np.unique([*np.linspace(-4, 14, 361), *np.linspace(-36, 36, 145)])
 
 
 def choose_thresholds(
@@ -130,7 +123,11 @@ def choose_thresholds(
     points = search.frontier()
     # Rows that only propose need no more than a good direction.
     best = search.with_skips(search.best(points, thorough=False))
-    path = _fixed_path(search) if ordered else _path(search, _family(search, best), targets)
+    path = (
+        fixed_path(search)
+        if ordered
+        else certification_path(search, threshold_family(search, best), targets)
+    )
     rest = whole.take(everything if ordered else certifying)
     chosen, passed = _tested(search, best, path, rest, targets, 1 - confidence)
     verdict = _verdict(chosen, best.thresholds, passed, targets)
@@ -211,7 +208,7 @@ def _proposals(
 ) -> tuple[Replay, Replay]:
     """The rows that propose, and all rows, with their scores."""
     if score == LEARNED:
-        from cascadebert.deferral.learned import fit_learned_score
+        from cascadebert.deferral.search.learned import fit_learned_score
 
         own = rows.take(proposing)
         fitted, scores = fit_learned_score(
@@ -251,65 +248,6 @@ def _refuse_out_of_reach(search: Search, best: Point) -> None:
     )
 
 
-def _fixed_path(search: Search) -> list[Thresholds]:
-    """All values of a single threshold that may matter, whatever the rows."""
-    score = search.replay.score
-    values = np.unique(score.shown(_SINGLE_THRESHOLDS))
-    path = [Thresholds((float(value),)) for value in values[(values > 0) & (values < 1)]]
-    path = [Thresholds((ALWAYS_EXIT,)), *path, search.reference.thresholds]
-    return path[::-1] if search.minimises_cost else path
-
-
-def _family(search: Search, best: Point) -> list[Thresholds]:
-    """From the most rows deferred or unanswered to the fewest.
-
-    All thresholds that rows must be above move together, at the distances from one another that
-    the best ones have. So each choice lets all rows exit that the one before it did: what it does
-    to the rows differs little from one to the next, and chance has few occasions to end the walk
-    early, which it had if every choice were the best of its kind on the few rows that propose.
-    """
-    replay = search.replay
-    return [*replay.shifted(best.thresholds, _SHIFTS), replay.always_exiting(best.thresholds)]
-
-
-def _last_stage_path(search: Search, best: Point, targets: Sequence[Target]) -> list[Thresholds]:
-    """The last stage alone, leaving fewer and fewer rows unanswered; empty where none may be, or
-    where the other path is this one.
-    """
-    alone, replay = search.reference.thresholds, search.replay
-    if not best.thresholds.abstain or best.thresholds.only_stage == len(alone.exits):
-        return []
-    middle = float(replay.score.shown(np.median(replay.scores(alone)[-1])))
-    alone = dataclasses.replace(alone, abstain=middle)
-    return _path(search, replay.shifted(alone, _SHIFTS), targets)
-
-
-def _path(
-    search: Search, family: Sequence[Thresholds], targets: Sequence[Target]
-) -> list[Thresholds]:
-    """Thresholds from those that keep the promise best to those that serve the user best.
-
-    Args:
-        search: on the rows that propose.
-        family: from the most rows deferred or unanswered to the fewest.
-        targets: what is to be promised.
-    """
-    replay, family = search.replay, list(dict.fromkeys(family))
-    strains = [_strain(replay.outcome(at), targets) for at in family]
-    from_reference = all(target.reference_keeps_it for target in targets)
-    # Otherwise both ends may be bad: too few answers to judge by at one, too many at the other.
-    safest = (
-        0
-        if from_reference
-        else int(np.argmin([max(p_values(replay, at, targets)) for at in family]))
-    )
-    order = range(safest, len(family)) if search.minimises_cost else range(safest, -1, -1)
-    # Far from the limit small steps only take time.
-    stride = [order[0], order[-1], *order[::_STRIDE]]
-    path = [family[i] for i in order if strains[i] > _AT_EASE or i in stride]
-    return [search.reference.thresholds, *path] if from_reference else path
-
-
 def _tested(
     search: Search,
     best: Point,
@@ -319,7 +257,7 @@ def _tested(
     level: float,
 ) -> tuple[Thresholds, bool]:
     """The thresholds to set, and whether they passed the test."""
-    fallback = _last_stage_path(search, best, targets)
+    fallback = last_stage_path(search, best, targets)
     # Together they are at most the level.
     shares = (1 - _FALLBACK_SHARE, _FALLBACK_SHARE) if fallback else (1.0, 0.0)
     p_value, final = _p_values_once(rest, targets), Search(rest, targets, search.sought)
@@ -350,17 +288,6 @@ def _closest(rest: Replay, targets: Sequence[Target], tried: Sequence[Thresholds
     points = [reference, *map(search.point, dict.fromkeys(tried))]
     ranked = (point.thresholds for point in sorted(points, key=search.rank_of))
     return next(filter(told, ranked))
-
-
-def _strain(outcome: Outcome, targets: Sequence[Target]) -> float:
-    """By how many standard errors the targets are missed; below 0 where they are met."""
-    worst = -math.inf
-    for target in targets:
-        losses = target.losses(outcome)
-        # As if one more row had been at the worst: without a loss nothing is known of the spread.
-        spread = math.sqrt(float(((losses - losses.mean()) ** 2).sum() + np.abs(losses).max() ** 2))
-        worst = max(worst, float(losses.sum()) / spread if spread else 0.0)
-    return worst
 
 
 def _p_values_once(replay: Replay, targets: Sequence[Target]) -> Callable[[Thresholds], float]:

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
-from cascadebert.deferral.cost import NEVER_EXIT
-from cascadebert.deferral.policy import OperatingPoint
-from cascadebert.deferral.replay import Knob, Replay
-from cascadebert.deferral.routing import ALWAYS_EXIT, Thresholds
+from cascadebert.deferral.routing import ALWAYS_EXIT, NEVER_EXIT, Thresholds
+from cascadebert.deferral.search.policy import OperatingPoint
+from cascadebert.deferral.search.replay import Knob, Replay
 from cascadebert.deferral.targets import Target
 
 _PRICES = np.geomspace(1e-3, 10, 13)

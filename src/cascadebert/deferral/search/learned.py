@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cascadebert.deferral.confidence import (
-    ConfidenceScore,
-    Floats,
-    learned_score,
-    output_features,
-)
+from cascadebert.deferral.confidence import ConfidenceScore, Floats, learned_score, output_features
 from cascadebert.errors import MissingDependencyError
 
 _FOLDS = 5

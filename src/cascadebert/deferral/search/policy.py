@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cascadebert.deferral.certificate import Certificate, Promise
+from cascadebert.deferral.certificates.certificate import Certificate, Promise
+from cascadebert.deferral.certificates.shift import Seen
 from cascadebert.deferral.confidence import ConfidenceScore, Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
-from cascadebert.deferral.inputs import checked_costs, checked_logits
 from cascadebert.deferral.ranking import ranking_p_value
-from cascadebert.deferral.replay import Replay
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.deferral.shift import Seen
+from cascadebert.deferral.search.arguments import checked_costs, checked_logits
+from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadebert.deferral.certificates.shift import Seen, bin_edges, count_bins
 from cascadebert.deferral.confidence import ConfidenceScore, Floats, stage_scores
-from cascadebert.deferral.cost import NEVER_EXIT
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.routing import (
     ALWAYS_EXIT,
+    NEVER_EXIT,
     Routes,
     Thresholds,
     arrivals,
@@ -21,7 +22,6 @@ from cascadebert.deferral.routing import (
     last_ends,
     route,
 )
-from cascadebert.deferral.shift import Seen, bin_edges, count_bins
 
 
 class Knob(NamedTuple):
