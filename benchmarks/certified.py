@@ -68,7 +68,7 @@ def run(task: str) -> dict[str, Any]:
             names=names,
         )
         replays[split] = Replay.of(held_out, logits, confidence_score("max_probability"))
-        groups[split] = rows.groups()
+        groups[split] = rows.group_ids()
     held_out, test = replays["validation"].rows, replays["test"]
     results = []
     for target in TARGETS:

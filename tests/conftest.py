@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from collections.abc import Callable
@@ -43,6 +44,14 @@ LABELS = ("bad", "fair", "good")
 MAX_TOKENS = 24
 
 Make = Callable[..., Path]
+
+
+def with_record(cascade: Cascade, **changes: Any) -> Cascade:
+    """The same cascade, of which something else is recorded."""
+    other = cascade.with_own_stages(cascade.stages)
+    record = dataclasses.replace(cascade.record, **changes)
+    other._held = dataclasses.replace(other._state, record=record)
+    return other
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:

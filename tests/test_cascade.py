@@ -261,9 +261,11 @@ def test_thresholds_that_do_not_fit_are_refused(cascade: Cascade, limits: Any) -
 def test_tuning_meets_its_target_on_its_rows(saved: Any, cost: str) -> None:
     fresh = Cascade.from_pretrained(saved)
     # What such small stages take on the clock is chance.
-    fresh.stages = tuple(
-        stage.with_speed(StageSpeed(machine_name(), stage.runtime, None, (0.0, tokens, 0.0)))
-        for stage, tokens in zip(fresh.stages, (1e-6, 2e-6, 8e-6), strict=True)
+    fresh = fresh.with_own_stages(
+        [
+            stage.with_speed(StageSpeed(machine_name(), stage.runtime, None, (0.0, tokens, 0.0)))
+            for stage, tokens in zip(fresh.stages, (1e-6, 2e-6, 8e-6), strict=True)
+        ]
     )
     answers = [fresh.alone(number).predict(VARIED).labels for number in (1, 2, 3)]
     truth = [str(answers[i % 3][i]) for i in range(len(VARIED))]
@@ -299,7 +301,7 @@ def test_tuning_warns_of_a_stage_worse_than_chance(saved: Any) -> None:
 
 
 def test_label_the_cascade_does_not_know(cascade: Cascade) -> None:
-    with pytest.raises(InputError, match="row 1: label 'awful' is not one that the cascade knows"):
+    with pytest.raises(InputError, match="row 1: label 'awful' is unknown to the cascade"):
         cascade.tune(Rows(["a", "b"], None, ["bad", "awful"]), MaxDrop(0.1), confidence=None)
 
 
@@ -364,7 +366,7 @@ def test_rows_with_and_without_a_group_do_not_mix(tmp_path: Path) -> None:
 
 def test_groups_that_share_a_text_are_one() -> None:
     rows = Rows(["a", "b", "b", "c", "d", "a"], group=["1", "1", "2", "2", "3", "4"])
-    numbers = rows.groups()
+    numbers = rows.group_ids()
     assert len(set(numbers)) == 2
     assert numbers.count(numbers[4]) == 1
     assert rows.take([4, 0]).group == ["3", "1"]

@@ -8,6 +8,11 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from cascadebert.errors import InputError
+
+THREADS_VARIABLE = "CASCADEBERT_THREADS"
+"""Names the number of threads that engines use, where no number is given in code."""
+
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -21,6 +26,25 @@ def usable_cores() -> int:
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(int(min(bound or 1, _quota())), 1)
+
+
+def thread_count(threads: int | None = None) -> int:
+    """Threads for an engine: ``threads``, else ``$CASCADEBERT_THREADS``, else the usable cores.
+
+    Raises:
+        InputError: either is not a whole number of 1 or more.
+    """
+    given = os.environ.get(THREADS_VARIABLE) or None if threads is None else threads
+    if given is None:
+        return usable_cores()
+    try:
+        count = int(given)
+    except ValueError:
+        count = 0
+    if count < 1 or isinstance(given, float):
+        what = THREADS_VARIABLE if threads is None else "threads"
+        raise InputError(f"{what} is {given!r}; give a whole number of 1 or more")
+    return count
 
 
 def _quota() -> float:
@@ -40,10 +64,12 @@ def _quota() -> float:
 def machine_name() -> str:
     """Processor and usable cores, as ``"AMD EPYC (family 25 model 17), 2 cores"``."""
     cores = usable_cores()
-    return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
+    return f"{processor_name()}, {cores} core{'s' if cores > 1 else ''}"
 
 
-def _processor() -> str:
+@cache
+def processor_name() -> str:
+    """The processor, as ``"AMD EPYC (family 25 model 17)"``; its rounding depends on it."""
     try:
         lines = _CPU_INFO.read_text().splitlines()
     except OSError:

@@ -28,7 +28,7 @@ from cascadebert.bench.result import BenchResult, Measured, figures, oracle, ora
 from cascadebert.bench.worker import load
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
 from cascadebert.rows.rows import evenly
-from conftest import CORPUS
+from conftest import CORPUS, with_record
 from conftest import Run as Cli
 
 TEXTS = [f"{line} {i}" for i in range(12) for line in CORPUS]
@@ -321,7 +321,7 @@ def test_what_a_worker_refuses_and_how_it_dies(saved: Path, tmp_path: Path) -> N
 
 def test_warnings_of_a_worker_reach_the_user(cascade: Cascade) -> None:
     untuned = Cascade.from_pretrained(cascade.stages[0].folder.parents[1])
-    untuned._record = untuned._record.__class__(**{**vars(untuned._record), "thresholds": None})
+    untuned = with_record(untuned, thresholds=None)
     with pytest.warns(CascadeWarning, match="has no thresholds yet"):
         found = bench(untuned, ROWS.slice(0, 8), rounds=1, skip=[*HEAVY, *SMALL], seconds=0.5)
     # It was not as it lay on disk, so a copy has run; without all stages there is no oracle.

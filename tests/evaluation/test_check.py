@@ -13,7 +13,7 @@ import pytest
 from cascadebert import Cascade, MinAccuracy, MinAgreement, Rows, Speedup
 from cascadebert.errors import CascadeWarning, InputError
 from cascadebert.evaluation.check import check_cascade, check_rows
-from conftest import CORPUS, Run
+from conftest import CORPUS, Run, with_record
 
 WORDS = sorted({word for line in CORPUS for word in line.split()})
 
@@ -66,15 +66,34 @@ def test_other_versions(certified: Path) -> None:
     certificate = cascade.certificate
     assert certificate is not None
     older = {**cascade.versions, "onnxruntime": "1.0"}
-    cascade._record = dataclasses.replace(
-        cascade._record, certificate=dataclasses.replace(certificate, versions=older)
-    )
+    cascade = with_record(cascade, certificate=dataclasses.replace(certificate, versions=older))
     assert failed(cascade) == ["onnxruntime"]
     with pytest.warns(
         CascadeWarning, match="runtime 'onnx' and this is 'torch': what was promised"
     ):
         other = Cascade.from_pretrained(certified, runtime="torch")
     assert failed(other) == ["onnxruntime", "runtime", "torch"]
+
+
+def test_another_processor(certified: Path, tmp_path: Path) -> None:
+    cascade = Cascade.from_pretrained(certified)
+    certificate = cascade.certificate
+    assert certificate is not None
+    elsewhere = {**cascade.versions, "processor": "a mainframe"}
+    moved = with_record(cascade, certificate=dataclasses.replace(certificate, versions=elsewhere))
+    assert failed(moved) == ["processor"]
+    with pytest.warns(CascadeWarning, match="processor 'a mainframe' and this is"):
+        Cascade.from_pretrained(moved.save_pretrained(tmp_path / "moved"))
+
+
+def test_a_certificate_from_before_processors_were_recorded(certified: Path) -> None:
+    cascade = Cascade.from_pretrained(certified)
+    certificate = cascade.certificate
+    assert certificate is not None
+    older = {name: v for name, v in cascade.versions.items() if name != "processor"}
+    assert not failed(
+        with_record(cascade, certificate=dataclasses.replace(certificate, versions=older))
+    )
 
 
 @pytest.mark.parametrize(

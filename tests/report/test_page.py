@@ -26,7 +26,7 @@ from cascadebert.report.page import write_report
 from cascadebert.report.survey import Survey
 from cascadebert.report.svg import INK
 from cascadebert.stages.costs import StageRun
-from conftest import CORPUS, Run
+from conftest import CORPUS, Run, with_record
 
 SECTIONS = (
     "certificate", "figures", "frontier", "price", "reliability", "risk", "where", "hardest",
@@ -113,11 +113,9 @@ def fake(
             stage.record, name=f"stage {k} <i>$x$</i>", labels=names, cost=cost
         )
         stages.append(stage)
-    other.stages, other.labels = tuple(stages), names
-    other._record = dataclasses.replace(
-        cascade._record,
+    other = with_record(
+        cascade.with_own_stages(stages),
         labels=names,
-        stages=tuple(stage.record for stage in stages),
         thresholds=None,
     )
     if routing is not None:
@@ -187,9 +185,9 @@ def test_a_broken_promise_and_changed_thresholds(cascade: Cascade, tmp_path: Pat
     ).certificate
     assert certificate.certified
     says = fake(cascade, logits)
-    says._record = dataclasses.replace(
-        says._record.with_routing(Thresholds((0.0,))),
-        certificate=dataclasses.replace(certificate, artefact_fingerprint="another"),
+    says.routing = Thresholds((0.0,))
+    says = with_record(
+        says, certificate=dataclasses.replace(certificate, artefact_fingerprint="another")
     )
     page = Page(write_report(says, rows_of(truth.tolist(), says), tmp_path / "r.html"))
     page.check()

@@ -37,7 +37,7 @@ def test_speed_is_saved_and_makes_the_costs_of_tuning(make: Make, tmp_path: Path
     assert speeds == [stage.speed for stage in cascade.stages]
     assert all(speed and speed.machine == machine_name() for speed in speeds)
     again.tune(Rows(TEXTS), MinAgreement(0.5), confidence=None)
-    cost = again._record.cost
+    cost = again.record.cost
     assert cost is not None
     assert cost["machine"] == machine_name()
     expected = [
@@ -57,7 +57,7 @@ def test_seconds_of_another_machine_are_used_and_told_of(make: Make) -> None:
     for stage in cascade.stages:
         assert stage.speed
         stages.append(stage.with_speed(dataclasses.replace(stage.speed, machine="a mainframe")))
-    cascade.stages = tuple(stages)
+    cascade = cascade.with_own_stages(stages)
     with pytest.warns(CascadeWarning, match=r"another machine \(a mainframe\) than this one"):
         cascade.tune(Rows(TEXTS), MinAgreement(0.5), confidence=None)
 

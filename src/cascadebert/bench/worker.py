@@ -124,9 +124,9 @@ class CascadeSubject:
         if len(wanted) < len(record.stages):
             plain = dataclasses.replace(chosen, score=DEFAULT_SCORE, score_parameters=None)
             chosen = plain.with_routing(Thresholds.last_stage_alone(len(wanted)))
-        self._cascade = Cascade(folder, chosen)
+        cascade = Cascade(folder, chosen)
         self._stopwatch = _Stopwatch()
-        self._cascade.stages = tuple(map(self._stopwatch.on, self._cascade.stages))
+        self._cascade = cascade.with_own_stages([*map(self._stopwatch.on, cascade.stages)])
 
     def answer(self, rows: Rows) -> Answers:
         self._stopwatch.seconds = 0.0

@@ -20,23 +20,23 @@ class Reader:
 
     def __init__(self, rows: Rows, stages: Sequence[Stage]) -> None:
         self._rows = rows
-        readings = [stage.reading for stage in stages]
-        self._shared = {reading for reading in readings if readings.count(reading) > 1}
+        keys = [stage.tokenization_key for stage in stages]
+        self._shared = {key for key in keys if keys.count(key) > 1}
         self._kept: dict[object, ReadRows] = {}
 
     def parts(
         self, stage: Stage, pending: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], ReadRows]]:
         """Rows as the stage reads them, and their positions in the window."""
-        if stage.reading in self._kept:
-            yield pending, self._kept[stage.reading].take(pending)
+        if stage.tokenization_key in self._kept:
+            yield pending, self._kept[stage.tokenization_key].take(pending)
             return
         if len(pending) <= _ROWS_A_PART:
             # A thread costs more than it saves where there is nothing to run beside it.
             parts = iter([(pending, self._read(stage, pending))])
         else:
             parts = self._read_ahead(stage, pending)
-        keep = stage.reading in self._shared and len(pending) == len(self._rows)
+        keep = stage.tokenization_key in self._shared and len(pending) == len(self._rows)
         read, places = [], []
         for part, tokens in parts:
             if keep:
@@ -45,7 +45,7 @@ class Reader:
             yield part, tokens
         if keep:
             whole = read[0].joined(read)
-            self._kept[stage.reading] = whole.take(np.argsort(np.concatenate(places)))
+            self._kept[stage.tokenization_key] = whole.take(np.argsort(np.concatenate(places)))
 
     def _read(self, stage: Stage, positions: NDArray[np.int64]) -> ReadRows:
         whole = len(self._rows) == 1

@@ -97,4 +97,5 @@ def classify(
         truncated=answers.truncated,
         abstained=answers.abstained,
         passed=answers.passed,
+        row=np.arange(len(rows)),
     )

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cascadebert.disk import (
@@ -43,7 +44,7 @@ def refuse_other_folder(target: Path) -> None:
         )
 
 
-def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
+def write_cascade(target: Path, sources: Sequence[Path], record: CascadeRecord, card: str) -> None:
     """Write a cascade so that a crash at any moment leaves the old one whole, or the new one.
 
     A new folder is made under a temporary name and moved into place. In a folder that exists
@@ -54,24 +55,24 @@ def write_cascade(target: Path, source: Path, record: CascadeRecord, card: str) 
 
     Args:
         target: the folder to write; a link is followed.
-        source: the folder that the stages in ``record`` lie in.
+        sources: hold the files of each stage in ``record``, a folder each.
         record: what to write.
         card: text of the model card.
 
     Raises:
-        ArtifactError: see :func:`refuse_other_folder`; or a stage in ``source`` is not, or no
+        ArtifactError: see :func:`refuse_other_folder`; or a stage in ``sources`` is not, or no
             longer, what ``record`` says.
     """
     target = target.resolve()
     refuse_other_folder(target)
     if target.is_dir():
-        _update(target, source, record, card)
+        _update(target, sources, record, card)
         return
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _update(temporary, source, record, card)
+        _update(temporary, sources, record, card)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,18 +83,18 @@ def _is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\.(cascade\.json|README\.md)\.\d+\.tmp", path.name) is not None
 
 
-def _update(target: Path, source: Path, record: CascadeRecord, card: str) -> None:
+def _update(target: Path, sources: Sequence[Path], record: CascadeRecord, card: str) -> None:
     (target / STAGES).mkdir(exist_ok=True)
     for path in filter(_is_temporary, target.iterdir()):
         path.unlink()
     with contextlib.suppress(ArtifactError):
         _sweep(target, read_record(target))
     stages = []
-    for stage in record.stages:
+    for source, stage in zip(sources, record.stages, strict=True):
         place = stage.folder
         if first_fault(target / place, stage):
             place = _free_name(target, place)
-            _copy_stage(source / stage.folder, target / place, stage)
+            _copy_stage(source, target / place, stage)
         stages.append(dataclasses.replace(stage, folder=place))
     new = dataclasses.replace(record, stages=tuple(stages))
     write_record(target, new)

@@ -150,7 +150,7 @@ class Survey:
     @cached_property
     def groups(self) -> NDArray[np.int64]:
         """A number for each row, the same for rows that belong together; shape (rows,)."""
-        return np.array(self.rows.groups())
+        return np.array(self.rows.group_ids())
 
     @property
     def replay(self) -> Replay:

@@ -67,7 +67,6 @@ def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage
     made.in_memory = True
     fast = in_fast_precision(model)
     made.model, made.runtime = ModelRuntime(fast), runtime_of(fast)
-    made.token_budgets = made.model.token_budgets
     return made
 
 

@@ -68,7 +68,7 @@ class Rows:
         """The rows from ``start`` up to ``stop``."""
         return self.take(range(start, min(stop, len(self))))
 
-    def groups(self) -> list[int]:
+    def group_ids(self) -> list[int]:
         """A number for each row, the same for rows of the same texts or of the same group.
 
         Groups that share a text are one.
@@ -186,18 +186,62 @@ def as_rows(
     Raises:
         InputError: a row that cannot be used; the message gives its number.
     """
-    checked = rows if isinstance(rows, Rows) else _collect(rows, pairs, with_labels, first)
+    checked = _collect(rows, pairs, with_labels, first)
     if with_labels and (checked.labels is None or not len(checked)):
         raise InputError("labelled rows are needed: give at least one, each with a 'label'")
     for name, column in (("text", checked.texts), ("text_pair", checked.pairs or ())):
         for number, text in enumerate(column, start=first):
             fault = text_fault(text)
             if fault:
-                raise InputError(f"row {number}: '{name}' {fault}; mend or remove it")
+                raise InputError(f"row {number}: '{name}' {fault}; fix or remove it")
     return checked
 
 
-def _collect(rows: Any, pairs: Sequence[str] | None, with_labels: bool, first: int) -> Rows:
+def usable_rows(
+    rows: Any, pairs: Sequence[str] | None = None
+) -> tuple[Rows, NDArray[np.int64], int]:
+    """The rows that can be classified, out of what :func:`as_rows` takes.
+
+    Args:
+        rows: may have rows that are no texts, or of another kind than the others.
+        pairs: holds second texts for a sequence of strings.
+
+    Returns:
+        The usable rows, their positions, int64 of shape (usable rows,), and the number of all rows.
+
+    Raises:
+        InputError: ``rows`` is no sequence of rows.
+    """
+    everything = _collect(rows, pairs, False, 0, drop_odd=True)
+    columns = [everything.texts, *([] if everything.pairs is None else [everything.pairs])]
+    usable = [all(text_fault(text) is None for text in row) for row in zip(*columns, strict=True)]
+    kept = np.flatnonzero(usable)
+    return everything.take(kept.tolist()), kept, len(everything)
+
+
+def _without_odd(rows: Sequence[Any]) -> list[Any]:
+    """The same rows, with an empty one of the usual kind for each of another kind."""
+    usual = next((row for row in rows if isinstance(row, (str, Mapping, tuple, list))), "")
+    if isinstance(usual, Mapping):
+        given = [row if isinstance(row, Mapping) else {} for row in rows]
+        names = [name for name in COLUMNS if any(name in row for row in given)]
+        return [{name: row.get(name) for name in ("text", *names)} for row in given]
+    if isinstance(usual, str):
+        return [row if isinstance(row, str) else None for row in rows]
+    return [row if isinstance(row, (tuple, list)) and len(row) == 2 else (None, "") for row in rows]
+
+
+def _collect(
+    rows: Any,
+    pairs: Sequence[str] | None,
+    with_labels: bool,
+    first: int,
+    drop_odd: bool = False,
+) -> Rows:
+    if isinstance(rows, Rows):
+        if pairs is not None:
+            raise InputError("second texts come with the rows here; leave the argument 'pairs' out")
+        return rows
     if isinstance(rows, str):
         rows = [rows]
     if hasattr(rows, "column_names") and hasattr(rows, "features"):
@@ -207,7 +251,7 @@ def _collect(rows: Any, pairs: Sequence[str] | None, with_labels: bool, first: i
             f"a {type(rows).__name__} is not a sequence of rows; give a list of texts or of "
             "mappings (of a pandas table: table.to_dict('records'))"
         )
-    rows = list(rows)
+    rows = _without_odd(list(rows)) if drop_odd else list(rows)
     if not rows or not isinstance(rows[0], (Mapping, tuple, list)):
         return Rows(rows, pairs)
     kind = Mapping if isinstance(rows[0], Mapping) else (tuple, list)
@@ -226,7 +270,7 @@ def _collect(rows: Any, pairs: Sequence[str] | None, with_labels: bool, first: i
             raise InputError(f"row {first}: no key 'text', only {keys}; name the text so")
         _warn_of_unread(rows)
         labels = _column(rows, "label", first) if with_labels else None
-        groups = _column(rows, "group", first)
+        groups = None if drop_odd else _column(rows, "group", first)
         return Rows(texts, _column(rows, "text_pair", first), labels, groups)
     return Rows([text for text, _ in rows], [pair for _, pair in rows])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,12 +33,19 @@ class Engine:
         module, attribute: where its class is.
         package: what does the work.
         precisions: numbers that it can calculate with.
+        also_needs: packages beside ``package`` that it imports.
     """
 
     module: str
     attribute: str
     package: str
     precisions: tuple[str, ...]
+    also_needs: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The packages without which it does not run."""
+        return (self.package, *self.also_needs)
 
 
 ENGINES = {
@@ -45,7 +53,9 @@ ENGINES = {
     "openvino": Engine(
         "cascadebert.runtimes.openvino", "OpenVinoRuntime", "openvino", (FP32, BF16, INT8)
     ),
-    "torch": Engine("cascadebert.runtimes.torch", "TorchRuntime", "torch", (FP32, BF16)),
+    "torch": Engine(
+        "cascadebert.runtimes.torch", "TorchRuntime", "torch", (FP32, BF16), ("transformers",)
+    ),
 }
 RUNTIMES = {
     name if precision == FP32 else f"{name}-{precision}": (engine, precision)
@@ -113,7 +123,7 @@ def runtime_for(chosen: str, best: str, stage: str) -> str:
     if chosen != AUTO:
         return chosen
     try:
-        importlib.import_module(RUNTIMES[best][0].module)
+        refuse_missing_engine(best)
     except MissingDependencyError as error:
         warnings.warn(
             f"stage '{stage}' was measured best with {best}; it runs in fp32 on ONNX Runtime, "
@@ -125,8 +135,21 @@ def runtime_for(chosen: str, best: str, stage: str) -> str:
     return best
 
 
-def load_runtime(name: str, folder: Path) -> Runtime:
-    """Load the model in ``folder`` with the runtime called ``name``.
+def refuse_missing_engine(name: str) -> None:
+    """Refuse a runtime whose packages are not installed; nothing is imported.
+
+    Raises:
+        MissingDependencyError: see above.
+    """
+    engine, _ = RUNTIMES[name]
+    for package in engine.needs:
+        if importlib.util.find_spec(package) is None:
+            extra = "train" if engine.package == "torch" else engine.package
+            raise MissingDependencyError(package, f"the runtime '{name}'", extra)
+
+
+def load_runtime(name: str, folder: Path, threads: int) -> Runtime:
+    """Load the model in ``folder`` with the runtime called ``name``, on so many threads.
 
     Raises:
         ArtifactError: the model's files cannot be read.
@@ -134,4 +157,4 @@ def load_runtime(name: str, folder: Path) -> Runtime:
     """
     engine, precision = RUNTIMES[name]
     module = importlib.import_module(engine.module)
-    return cast(Runtime, getattr(module, engine.attribute)(folder, precision))
+    return cast(Runtime, getattr(module, engine.attribute)(folder, precision, threads))

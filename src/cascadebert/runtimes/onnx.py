@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from cascadebert.disk import MODEL_FILE
 from cascadebert.errors import ArtifactError
-from cascadebert.machine import usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS
 
 _ERRORS_ONLY = 3
@@ -22,9 +21,9 @@ class OnnxRuntime:
 
     token_budgets = CPU_TOKEN_BUDGETS
 
-    def __init__(self, folder: Path, precision: str) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:  # noqa: ARG002
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = usable_cores()
+        options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         # Batches come in many shapes: an arena would grow with each new one and give nothing back.
         options.enable_mem_pattern = False

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cascadebert.disk import INT8_FILES, MODEL_FILE, file_hash, replacing
 from cascadebert.errors import ArtifactError, CascadeWarning, MissingDependencyError
-from cascadebert.machine import machine_name, usable_cores
+from cascadebert.machine import machine_name
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS, FP32, INT8
 
 try:
@@ -40,12 +40,12 @@ class OpenVinoRuntime:
 
     token_budgets = CPU_TOKEN_BUDGETS
 
-    def __init__(self, folder: Path, precision: str) -> None:
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
         path = folder / (INT8_FILES[0] if precision == INT8 else MODEL_FILE)
         settings = {
             # One batch at a time on all cores.
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": usable_cores(),
+            "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32" if precision == FP32 else "bf16",
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
         }

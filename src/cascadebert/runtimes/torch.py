@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import MissingDependencyError
-from cascadebert.machine import usable_cores
+from cascadebert.errors import CascadeWarning, MissingDependencyError
+from cascadebert.machine import thread_count
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, BF16, CPU_TOKEN_BUDGETS
 
 try:
@@ -21,6 +24,34 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "the runtime 'torch'", "train") from None
 
 
+# OpenMP's threads stay behind in the parent of a fork, and a child that waits for them hangs.
+_PROCESS = os.getpid()
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Let torch use so many threads in the block; a single one in the child of a fork."""
+    before = torch.get_num_threads()
+    if os.getpid() != _PROCESS:
+        if before > 1:
+            torch.set_num_threads(1)
+            warnings.warn(
+                "this process was forked after torch was loaded, so the runtime 'torch' uses one "
+                "thread; start processes with 'spawn', or use the runtime 'onnx' or 'openvino'",
+                CascadeWarning,
+                stacklevel=2,
+            )
+        yield
+    elif wanted in (None, before):
+        yield
+    else:
+        torch.set_num_threads(wanted)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
 class ModelRuntime:
     """Runs a classifier on the machine's accelerator, or else on the CPU.
 
@@ -29,14 +60,14 @@ class ModelRuntime:
 
     Args:
         model: takes what the tokenizer made by name, and gives something with ``logits``.
+        threads: that the CPU uses; see :func:`~cascadebert.machine.thread_count`.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, threads: int | None = None) -> None:
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self._model = model.eval().to(self.device)
         on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            torch.set_num_threads(usable_cores())
+        self._threads = thread_count(threads) if on_cpu else None
         self.token_budgets = CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
@@ -44,7 +75,7 @@ class ModelRuntime:
             name: torch.from_numpy(ids).to(self.device, non_blocking=True)
             for name, ids in batch.items()
         }
-        with torch.inference_mode():
+        with _threads(self._threads), torch.inference_mode():
             logits = self._model(**tensors).logits.float()
 
         def wait() -> NDArray[np.float32]:
@@ -57,8 +88,8 @@ class ModelRuntime:
 class TorchRuntime(ModelRuntime):
     """Runs ``model.safetensors`` in a folder."""
 
-    def __init__(self, folder: Path, precision: str) -> None:
-        with quiet():
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        with _threads(threads), quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 dtype=torch.bfloat16 if precision == BF16 else torch.float32,
@@ -66,4 +97,4 @@ class TorchRuntime(ModelRuntime):
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-        super().__init__(model)
+        super().__init__(model, threads)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.deferral.calibration import Calibration
-from cascadebert.errors import CascadeError
+from cascadebert.errors import ArtifactError, CascadeError
+from cascadebert.machine import thread_count
+from cascadebert.persistence.integrity import check_files
 from cascadebert.persistence.record import StageRecord, StageSpeed
 from cascadebert.rows.rows import Rows
 from cascadebert.stages.costs import StageRun
@@ -53,21 +56,35 @@ class Stage(ABC):
         folder: the stage's folder.
         record: what ``cascade.json`` says of it.
         labels: the cascade's label names; logits come out in this order.
+        runtime: runs it.
+        threads: limits the threads of its engine.
+        scratch: is the temporary folder that its files lie in, if they lie in one.
     """
 
-    def __init__(self, folder: Path, record: StageRecord, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: StageRecord,
+        labels: Sequence[str],
+        runtime: str,
+        threads: int | None = None,
+        scratch: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
         self.folder = folder
         self.record = record
+        self.runtime = runtime
+        self.threads = thread_count(threads)
+        # Keeps the folder alive for as long as the stage is.
+        self._scratch = scratch
         self._columns = [record.labels.index(label) for label in labels]
-
-    runtime: str
-    """What runs it."""
 
     in_memory = False
     """Whether its model lies in no folder, so that it cannot be saved."""
 
-    token_budgets: tuple[int, ...] = ()
-    """Sizes of batches, in tokens, of which the best depends on the machine; small to large."""
+    @property
+    def token_budgets(self) -> tuple[int, ...]:
+        """Sizes of batches, in tokens, of which the best depends on the machine; small to large."""
+        return ()
 
     @property
     def name(self) -> str:
@@ -80,8 +97,37 @@ class Stage(ABC):
 
     @property
     @abstractmethod
-    def reading(self) -> object:
+    def tokenization_key(self) -> object:
         """Equal for stages whose :meth:`tokenize` gives the same."""
+
+    def open(self) -> None:  # noqa: B027
+        """Compile the model now and not when the first row comes."""
+
+    def close(self) -> None:
+        """Remove the temporary folder that the stage's files lie in, if they lie in one."""
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the folder; with the files' content where the folder is a temporary one."""
+        if self.in_memory:
+            raise ArtifactError(
+                f"stage '{self.name}' has a model in memory, which cannot be pickled; put a stage "
+                "made from a checkpoint in its place, and save the cascade with save_pretrained"
+            )
+        content = None
+        if self._scratch is not None:
+            content = {name: (self.folder / name).read_bytes() for name in self.record.files}
+        made_of = (self.folder, self.record, self.logit_labels, self.runtime, self.threads)
+        return _unpickled, (type(self), content, *made_of)
 
     def with_calibration(self, calibration: Calibration | None) -> Stage:
         """The same loaded stage under another calibration."""
@@ -171,3 +217,24 @@ class Stage(ABC):
             )
         calibration = self.record.calibration
         return logits if calibration is None else calibration(logits).astype(np.float32)
+
+
+def _unpickled(
+    kind: type[Stage],
+    content: Mapping[str, bytes] | None,
+    folder: Path,
+    record: StageRecord,
+    labels: Sequence[str],
+    runtime: str,
+    threads: int,
+) -> Stage:
+    scratch, root = None, folder.parents[1]
+    if content is not None:
+        scratch = tempfile.TemporaryDirectory(prefix="cascadebert-")
+        root = Path(scratch.name)
+        for name, data in content.items():
+            path = root / record.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    check_files(root, [record], [runtime])
+    return kind(root / record.folder, record, labels, runtime, threads, scratch)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadebert.errors import InputError
 from cascadebert.persistence.record import StageCost, StageSpeed
+
+COSTS = ("seconds", "flops", "layers")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ def row_costs(
                 flops * (run.seconds / flops.sum()) for run, flops in zip(runs, costs, strict=True)
             ]
     return np.stack(costs, axis=1)
+
+
+def refuse_unknown_cost(kind: str) -> None:
+    """Refuse a kind of cost that there is not.
+
+    Raises:
+        InputError: ``kind`` is not one of :data:`COSTS`.
+    """
+    if kind not in COSTS:
+        raise InputError(f"no cost is called {kind!r}; there are {', '.join(COSTS)}")
 
 
 def measured_on(runs: Sequence[StageRun]) -> str | None:

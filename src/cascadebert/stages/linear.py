@@ -100,16 +100,15 @@ class LinearModel:
 class LinearStage(Stage):
     """A stage whose classifier is a :class:`LinearModel`."""
 
-    runtime = RUNTIME
-
     def __init__(
         self,
         folder: Path,
         record: StageRecord,
         labels: Sequence[str],
-        runtime: str = RUNTIME,  # noqa: ARG002
+        runtime: str = RUNTIME,
+        *rest: Any,
     ) -> None:
-        super().__init__(folder, record, labels)
+        super().__init__(folder, record, labels, runtime, *rest)
         config = _read_config(folder / CONFIG_FILE)
         self._reads_pairs = bool(config["pairs"])
         tensors = read_tensors(folder / WEIGHTS_FILE)
@@ -122,7 +121,7 @@ class LinearStage(Stage):
         )
 
     @property
-    def reading(self) -> object:
+    def tokenization_key(self) -> object:
         return ("linear", self.record.max_length)
 
     def tokenize(self, rows: Rows) -> NormalisedRows:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from cascadebert.disk import TOKENIZER_FILE
 from cascadebert.errors import ArtifactError
 from cascadebert.persistence.record import StageRecord
 from cascadebert.rows.rows import Rows
-from cascadebert.runtimes import load_runtime
+from cascadebert.runtimes import Runtime
+from cascadebert.runtimes.lazy import LazyModel
 from cascadebert.stages.base import Stage
 from cascadebert.stages.batching import token_batches, widths
 
@@ -88,21 +90,29 @@ class TransformerStage(Stage):
 
     Attributes:
         padding: for each of the model's inputs the id that fills rows up.
-        model: the loaded model.
+        model: the model, opened when first needed.
     """
 
     def __init__(
-        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str
+        self, folder: Path, record: StageRecord, labels: Sequence[str], runtime: str, *rest: Any
     ) -> None:
-        super().__init__(folder, record, labels)
+        super().__init__(folder, record, labels, runtime, *rest)
         self.padding = {"input_ids": record.pad_token_id, "token_type_ids": 0}
         self._tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, record)
-        self.runtime = runtime
-        self.model = load_runtime(runtime, folder)
-        self.token_budgets = self.model.token_budgets
+        self.model: Runtime = LazyModel(runtime, folder, self.threads)
 
     @property
-    def reading(self) -> object:
+    def token_budgets(self) -> tuple[int, ...]:
+        """See :attr:`Stage.token_budgets`."""
+        return self.model.token_budgets
+
+    def open(self) -> None:
+        """Compile the model now and not when the first row comes."""
+        if isinstance(self.model, LazyModel):
+            self.model.open()
+
+    @property
+    def tokenization_key(self) -> object:
         record = self.record
         tokenizer = record.files[TOKENIZER_FILE]
         return (tokenizer, record.inputs, record.max_length, record.truncation_side)

@@ -19,12 +19,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from cascadebert.cascade import COSTS, Cascade
+from cascadebert.cascade import Cascade
 from cascadebert.deferral.search.policy import Policy
 from cascadebert.deferral.targets import MaxDrop, Target
 from cascadebert.errors import CascadeError, InputError
 from cascadebert.export.quantisation import FEWEST_ROWS
 from cascadebert.rows.rows import as_rows
+from cascadebert.stages.costs import refuse_unknown_cost
 from cascadebert.training.checks import checked_rows, checked_stages
 from cascadebert.training.difficulty import Difficulty
 from cascadebert.training.distillation import refuse_other_width
@@ -99,8 +100,7 @@ class CascadeTrainer:
                 "which uses all the GPUs that it sees; start it without torchrun or accelerate "
                 "launch"
             )
-        if cost not in COSTS:
-            raise InputError(f"no cost is called {cost!r}; there are {', '.join(COSTS)}")
+        refuse_unknown_cost(cost)
         self._recipe = recipe or Recipe()
         train = as_rows(train_dataset, with_labels=True)
         validation = as_rows(eval_dataset, with_labels=True)
