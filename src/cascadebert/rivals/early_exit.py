@@ -32,6 +32,7 @@ from cascadebert.rivals.rival import (
 )
 from cascadebert.rows.rows import Rows, as_rows, evenly
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, CPU_TOKEN_BUDGETS
+from cascadebert.runtimes.torch import available_device
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.fine_tuning import label_order, open_encoder
 
@@ -190,8 +191,7 @@ class EarlyExit(Rival):
         """The network as it answers: on the accelerator, in bfloat16 where that is fast."""
         refuse_unfitted(self, self._trained)
         if self._fast is None:
-            device = torch.accelerator.current_accelerator() or torch.device("cpu")
-            self._fast = in_fast_precision(self.network).to(device)
+            self._fast = in_fast_precision(self.network).to(available_device())
         return self._fast
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import CascadeWarning, MissingDependencyError
+from cascadebert.errors import CascadeError, CascadeWarning, MissingDependencyError
 from cascadebert.machine import thread_count
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, BF16, CPU_TOKEN_BUDGETS
 
@@ -52,6 +52,25 @@ def _threads(wanted: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def available_device() -> torch.device:
+    """Return the machine's accelerator, or the CPU if it has none.
+
+    Raises:
+        CascadeError: the accelerator cannot be used.
+    """
+    # Without the check torch names the accelerator that it was built for.
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.ones(1, device=device)
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0][:200]
+        raise CascadeError(
+            f"torch cannot use the accelerator '{device}' ({cause}); free or repair it, or run on "
+            "the CPU: hide it with CUDA_VISIBLE_DEVICES='', or install a CPU build of torch"
+        ) from None
+    return device
+
+
 class ModelRuntime:
     """Runs a classifier on the machine's accelerator, or else on the CPU.
 
@@ -64,7 +83,7 @@ class ModelRuntime:
     """
 
     def __init__(self, model: torch.nn.Module, threads: int | None = None) -> None:
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = available_device()
         self._model = model.eval().to(self.device)
         on_cpu = self.device.type == "cpu"
         self._threads = thread_count(threads) if on_cpu else None

@@ -30,6 +30,7 @@ from cascadebert.errors import InputError, TrainingError
 from cascadebert.export.checkpoints import maximum_length, open_to_train, read_config
 from cascadebert.rows.rows import Rows, as_rows
 from cascadebert.runtimes.quiet import quiet, quiet_transformers
+from cascadebert.runtimes.torch import available_device
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.losses import Objective, stage_loss
@@ -167,7 +168,7 @@ def default_arguments(output_dir: str | PathLike[str], **arguments: Any) -> Trai
         "warmup_steps": 0.06,
         "train_sampling_strategy": "group_by_length",
         "bf16": bf16_is_fast(),
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": available_device().type == "cpu",
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "steps",

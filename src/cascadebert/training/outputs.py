@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cascadebert.export.checkpoints import maximum_length, open_checkpoint
 from cascadebert.rows.rows import Rows
+from cascadebert.runtimes.torch import available_device
 from cascadebert.stages.batching import token_batches
 from cascadebert.training.distillation import first_token_states, matched_layers
 
@@ -51,7 +52,7 @@ def outputs_of(
     """
     model, tokenizer = open_checkpoint(checkpoint, attention=None, max_length=max_length)
     max_length = maximum_length(model, tokenizer, None)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = available_device()
     model = cast(Any, model).to(device)
     layers = matched_layers(state_layers, model.config.num_hidden_layers)[1] if state_layers else []
     pairs = None if rows.pairs is None else list(rows.pairs)
