@@ -25,7 +25,7 @@ from cascadebert.rows.files import read_rows
 from cascadebert.rows.rows import Rows
 from cascadebert.training.difficulty import aggregate, cross_fit
 from cascadebert.training.fine_tuning import fine_tune, label_order
-from cascadebert.training.losses import Objective
+from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import Outputs, outputs_of
 from cascadebert.training.parts import Parts, checkpoint_fingerprint
 from stages import training_rows

@@ -33,7 +33,7 @@ from cascadebert.stages.base import Stage
 if TYPE_CHECKING:
     from cascadebert.training.estimator import CascadeClassifier as CascadeClassifier
     from cascadebert.training.fine_tuning import fine_tune as fine_tune
-    from cascadebert.training.losses import Objective as Objective
+    from cascadebert.training.objective import Objective as Objective
     from cascadebert.training.recipe import Recipe as Recipe
     from cascadebert.training.trainer import CascadeTrainer as CascadeTrainer
 
@@ -71,7 +71,7 @@ __all__ = [
 _TRAINING = {
     "CascadeClassifier": "estimator",
     "CascadeTrainer": "trainer",
-    "Objective": "losses",
+    "Objective": "objective",
     "Recipe": "recipe",
     "fine_tune": "fine_tuning",
 }

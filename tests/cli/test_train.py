@@ -76,7 +76,7 @@ def test_trains_measures_and_reports(run: Run, place: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--loss", "dar+focal"], "no loss is called 'focal'"),
+        (["--loss", "dar+focal"], "unknown loss 'focal'"),
         (["--epochs", "1,2,3"], "--epochs '1,2,3': 3 numbers for 2 stages"),
         (["--epochs", "0"], "num_train_epochs is 0.0; give a number above 0"),
         (["--learning-rate", "fast"], "--learning-rate 'fast': give one number"),

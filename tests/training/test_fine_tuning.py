@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cascadebert import Cascade, Rows, fine_tune
+from cascadebert import Cascade, Objective, Rows, fine_tune
 from cascadebert.errors import InputError
 from cascadebert.training.fine_tuning import default_arguments
+from cascadebert.training.outputs import Outputs
 from conftest import CORPUS, Make
 
 ROWS = Rows(CORPUS, None, ["yes", "no"] * 4)
@@ -74,6 +76,19 @@ def test_unusable_rows(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fine_tune(make("encoder"), rows, tmp_path / "tuned", labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"name": "dar"}, "needs the difficulty of each row"),
+        ({"name": "distillation", "hidden_weight": 1.0}, "needs the last stage's hidden states"),
+    ],
+)
+def test_a_loss_without_what_it_needs(tmp_path: Path, loss: dict[str, Any], message: str) -> None:
+    teacher = Outputs(np.zeros((8, 2), dtype=np.float32))
+    with pytest.raises(InputError, match=message):
+        fine_tune("none", ROWS, tmp_path / "out", objective=Objective(**loss), teacher=teacher)
 
 
 def test_other_rows_are_not_taken_for_a_training_to_go_on_with(make: Make, tmp_path: Path) -> None:

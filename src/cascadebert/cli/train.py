@@ -215,7 +215,7 @@ def train(
             f"only one of {train_file} and {test_file} has second texts; give both the same columns"
         )
     try:
-        from cascadebert.training.losses import Objective
+        from cascadebert.training.objective import Objective
         from cascadebert.training.recipe import Recipe
         from cascadebert.training.trainer import CascadeTrainer, remove_parts
     except ModuleNotFoundError as error:

@@ -4,7 +4,7 @@ The smaller model is a complete one, or begins as some layers of a larger one: a
 patient distillation does (Sun et al., arXiv 1908.09355), or as every other, as DistilBERT does
 (Sanh et al., arXiv 1910.01108, section 3). The loss is that of section 2 of Hinton et al.: the
 cross-entropy with the labels, and T² times the KL divergence from the teacher's distribution at
-temperature T; :class:`~cascadebert.training.losses.Objective` weighs the two.
+temperature T; :class:`~cascadebert.Objective` weighs the two.
 
 Other than DistilBERT, nothing is distilled before the fine-tuning; other than patient distillation,
 only the logits are.
@@ -22,6 +22,7 @@ from cascadebert.rivals.first_layers import some_layers
 from cascadebert.rivals.rival import FineTuned
 from cascadebert.rows.rows import Rows
 from cascadebert.training.losses import Objective
+from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import outputs_of
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import json
 import logging
 import tempfile
@@ -33,7 +32,8 @@ from cascadebert.runtimes.quiet import quiet, quiet_transformers
 from cascadebert.runtimes.torch import available_device
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
-from cascadebert.training.losses import Objective, stage_loss
+from cascadebert.training.losses import Batch, Objective
+from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import Outputs, bf16_is_fast
 from cascadebert.training.sampling import RowTrainer
 
@@ -42,7 +42,7 @@ Progress = Callable[[int], object]
 logger = logging.getLogger("cascadebert.training")
 
 _LOGGED = ("loss", "eval_loss", "eval_accuracy")
-_OWN_COLUMNS = ("row", "difficulty", "teacher_logits", "teacher_states")
+_OWN_COLUMNS = ("difficulty", "teacher_logits", "teacher_states")
 
 
 def fine_tune(
@@ -67,24 +67,28 @@ def fine_tune(
     """Fine-tune a pre-trained encoder and save the classifier.
 
     Args:
-        checkpoint: folder or hub name of a pre-trained encoder; a classifier's head is kept if
-            it has as many labels, put into their order if the names are the same, and replaced by
-            a new one otherwise.
-        rows: training rows with labels.
-        output: folder for the fine-tuned checkpoint (safetensors, tokenizer, label names).
-        labels: label names in the order of the logits; by default the sorted names in ``rows``.
-        objective: the loss; by default cross-entropy.
-        difficulty: of each row, larger is harder, for the loss "dar".
-        teacher: what the last stage says of each row, for the loss "distillation".
-        eval_rows: held-out rows for the evaluations that ``args`` ask for.
-        paired_batches: whether every batch gets rows of two difficulties.
-        max_length: tokens a row is truncated at, where the encoder has so many positions.
-        args: all of the Trainer's settings. Its checkpoints go to ``args.output_dir``.
-        resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one.
-        row_numbers: what messages call the rows; by default their places in ``rows``.
-        progress: called with the number of rows after each step.
-        callbacks: passed on to the Trainer.
-        arguments: single ``TrainingArguments`` in place of ``args``, over the defaults of
+        checkpoint: names the folder or hub repository of a pre-trained encoder. The head of a
+            classifier with as many labels is kept, and reordered if the names are the same; any
+            other head is replaced by a new one.
+        rows: gives training rows with labels.
+        output: names the folder for the fine-tuned checkpoint (safetensors, tokenizer, label
+            names).
+        labels: gives the label names in the order of the logits; by default the sorted names in
+            ``rows``.
+        objective: sets the loss; by default cross-entropy.
+        difficulty: gives the difficulty of each row, larger is harder, float of shape (rows,);
+            needed by the loss "dar".
+        teacher: gives the last stage's outputs on ``rows``; needed by the loss "distillation".
+        eval_rows: gives held-out rows for the evaluations that ``args`` ask for.
+        paired_batches: puts rows of two difficulties into every batch.
+        max_length: truncates rows to this many tokens, or fewer if the encoder has fewer
+            positions.
+        args: sets everything in the Trainer. Its checkpoints go to ``args.output_dir``.
+        resume: continues from the last complete checkpoint in ``args.output_dir``, if any.
+        row_numbers: numbers the rows in messages; by default by their positions in ``rows``.
+        progress: is called with the number of rows after each step.
+        callbacks: are passed on to the Trainer.
+        arguments: set single ``TrainingArguments`` instead of ``args``, over the defaults of
             :func:`default_arguments`; no checkpoints are kept then.
 
     Returns:
@@ -93,57 +97,49 @@ def fine_tune(
     Raises:
         ArtifactError: the checkpoint cannot be opened.
         InputError: rows without labels, fewer than two labels, a label not in ``labels``, fewer
-            than 3 tokens a row, or an objective without what it needs.
-        TrainingError: the loss was not finite.
+            than 3 tokens per row, or an objective without the values that it needs.
+        TrainingError: the loss is not finite.
+
+    Examples:
+        Fine-tune two checkpoints, the smaller one on the outputs of the larger one::
+
+            large = fine_tune("microsoft/mpnet-base", rows, "large", num_train_epochs=3)
+            fine_tune(
+                "nreimers/MiniLM-L6-H384-uncased",
+                rows,
+                "small",
+                objective=Objective("distillation"),
+                teacher=outputs_of(large, rows),
+            )
     """
     rows = as_rows(rows, with_labels=True)
     names = label_order(rows, labels)
     objective = objective or Objective()
-    if objective.needs_difficulty and difficulty is None:
-        raise InputError("the loss 'dar' needs the difficulty of each row; see cross_fit")
-    if objective.needs_teacher and teacher is None:
-        raise InputError("the loss 'distillation' needs the last stage's outputs; see outputs_of")
+    columns = _needed_columns(objective, difficulty, teacher)
     with tempfile.TemporaryDirectory() as scratch:
-        if args is None:
-            unsaved = {"save_strategy": "no", "logging_strategy": "no"}
-            args = default_arguments(scratch, **unsaved | arguments)
-        args = copy.copy(args)
-        args.remove_unused_columns = False
-        args.restore_callback_states_from_checkpoint = True
-        if not objective.label_smoothing:
-            smoothing = args.label_smoothing_factor
-            objective = dataclasses.replace(objective, label_smoothing=smoothing)
+        args = _prepared_arguments(args, scratch, arguments)
+        if not objective.cross_entropy.label_smoothing:
+            smoothing = {"label_smoothing": args.label_smoothing_factor}
+            objective = Objective(**objective.settings() | smoothing)
         # The head is drawn when the model is made, before the Trainer sets its own seed.
         torch.manual_seed(args.seed)
         model, tokenizer = open_encoder(checkpoint, names, max_length)
-        # The tokenizer knows what is asked for, the model how many positions it has.
-        max_length = maximum_length(model, tokenizer, None)
-        columns: dict[str, Any] = {}
-        if objective.needs_difficulty:
-            columns["difficulty"] = np.asarray(difficulty, dtype=np.float32)
-        if objective.needs_teacher and teacher is not None:
-            columns["teacher_logits"] = teacher.logits
-            if objective.hidden_weight and teacher.states is not None:
-                refuse_other_width(
-                    model.config.hidden_size, teacher.states.shape[2], fspath(checkpoint)
-                )
-                columns["teacher_states"] = teacher.states
-        encode = Encoder(tokenizer, names, max_length)
+        if "teacher_states" in columns:
+            width = columns["teacher_states"].shape[2]
+            refuse_other_width(model.config.hidden_size, width, fspath(checkpoint))
+        # The tokenizer knows the requested length, the model its number of positions.
+        encode = Encoder(tokenizer, names, maximum_length(model, tokenizer, None))
         trainer = _StageTrainer(
             model=model,
             args=args,
             train_dataset=encode(rows, columns, row_numbers),
             eval_dataset=None if eval_rows is None else encode(eval_rows, {}),
             data_collator=Collator(tokenizer),
-            callbacks=[
-                *callbacks,
-                _Log(),
-                *([_RowCount(progress, len(rows))] if progress else []),
-            ],
+            callbacks=[*callbacks, _Log(), *([_RowCount(progress, len(rows))] if progress else [])],
             compute_metrics=_metrics,
         )
         trainer.objective = objective
-        trainer.class_weights = _class_weights(objective, rows, names)
+        trainer.class_weights = objective.cross_entropy.weights(rows.labels or (), names)
         trainer.paired = paired_batches
         # Without its progress bars the Trainer prints its statistics instead.
         trainer.remove_callback(PrinterCallback)
@@ -157,8 +153,43 @@ def fine_tune(
     return Path(output)
 
 
+def _needed_columns(
+    objective: Objective, difficulty: NDArray[np.float64] | None, teacher: Outputs | None
+) -> dict[str, Any]:
+    """The columns beside the tokens that the objective reads."""
+    given = {
+        "difficulty": None if difficulty is None else np.asarray(difficulty, dtype=np.float32),
+        "teacher_logits": teacher and teacher.logits,
+        "teacher_states": teacher and teacher.states,
+    }
+    objective.refuse_missing(given)
+    return {name: given[name] for name in objective.needs}
+
+
+def _prepared_arguments(
+    args: TrainingArguments | None, scratch: str, single: Mapping[str, Any]
+) -> TrainingArguments:
+    """A copy of ``args``, or the defaults with single arguments, as a stage needs them."""
+    if args is None:
+        unsaved = {"save_strategy": "no", "logging_strategy": "no"}
+        args = default_arguments(scratch, **unsaved | dict(single))
+    args = copy.copy(args)
+    args.remove_unused_columns = False
+    args.restore_callback_states_from_checkpoint = True
+    return args
+
+
 def default_arguments(output_dir: str | PathLike[str], **arguments: Any) -> TrainingArguments:
-    """``TrainingArguments`` as they suit the fine-tuning of a stage; ``arguments`` win."""
+    """``TrainingArguments`` for the fine-tuning of a stage.
+
+    Args:
+        output_dir: names the folder for the Trainer's checkpoints.
+        arguments: override the defaults, by their names in ``TrainingArguments``.
+
+    Examples:
+        >>> default_arguments("work", learning_rate=1e-4).num_train_epochs
+        1.0
+    """
     defaults: dict[str, Any] = {
         "output_dir": fspath(output_dir),
         "num_train_epochs": 1.0,
@@ -183,31 +214,52 @@ def default_arguments(output_dir: str | PathLike[str], **arguments: Any) -> Trai
 
 
 def label_order(rows: Rows, labels: Sequence[str] | None) -> list[str]:
-    """The label names in the order of the logits: as given, or sorted.
+    """The label names in the order of the logits.
+
+    Args:
+        rows: gives the labels.
+        labels: gives the order; None sorts the labels of ``rows``.
 
     Raises:
-        InputError: fewer than two, or one in the rows that is not among the given.
+        InputError: there are fewer than two labels, or a label of a row is not in ``labels``.
+
+    Examples:
+        >>> label_order(Rows(["a", "b"], None, ["yes", "no"]), None)
+        ['no', 'yes']
     """
     found = sorted(set(rows.labels or ()))
     names = list(labels) if labels is not None else found
     unknown = sorted(set(found) - set(names))
     if unknown:
-        raise InputError(f"labels {unknown} are in the rows and not among the given {names}")
+        raise InputError(f"labels {unknown} are in the rows but not in {names}; add them")
     if len(names) < 2:
-        raise InputError(f"a classifier needs two labels or more, the rows have only {names}")
+        raise InputError(
+            f"a classifier needs two labels or more, the rows have only {names}; add rows"
+        )
     return names
 
 
 def open_encoder(
     checkpoint: str | PathLike[str], names: Sequence[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder under a classification head for these labels, in fp32, and its tokenizer.
+    """An encoder with a classification head for these labels, in fp32, and its tokenizer.
 
-    A head that there is stays if it has as many outputs; if these have the same names in another
-    order, they are put into this one.
+    An existing head is kept if it has as many outputs, and reordered if these have the same names
+    in another order.
+
+    Args:
+        checkpoint: names a folder or hub repository.
+        names: gives the label names in the order of the logits.
+        max_length: truncates rows to this many tokens.
 
     Raises:
-        ArtifactError: it cannot be opened, or the encoder's own weights are missing or do not fit.
+        ArtifactError: the checkpoint cannot be opened, or weights of the encoder are missing or
+            do not fit.
+
+    Examples:
+        ::
+
+            model, tokenizer = open_encoder("microsoft/mpnet-base", ["no", "yes"], 128)
     """
     own = [name for _, name in sorted((read_config(fspath(checkpoint)).id2label or {}).items())]
     model, tokenizer, _ = open_to_train(
@@ -253,18 +305,6 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _class_weights(objective: Objective, rows: Rows, names: Sequence[str]) -> torch.Tensor | None:
-    wanted = objective.class_weights
-    if wanted is None:
-        return None
-    if isinstance(wanted, Mapping):
-        objective.refuse_other_classes(names)
-        return torch.tensor([float(wanted[name]) for name in names])
-    labels = list(rows.labels or ())
-    counts = [labels.count(name) for name in names]
-    return torch.tensor([len(labels) / (len(names) * max(count, 1)) for count in counts])
-
-
 def _metrics(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
@@ -285,32 +325,29 @@ class _StageTrainer(RowTrainer):
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Any:
         own = {name: inputs.pop(name) for name in _OWN_COLUMNS if name in inputs}
-        labels = inputs.pop("labels")
-        wants_states = "teacher_states" in own and model.training
-        outputs = model(**inputs, **({"output_hidden_states": True} if wants_states else {}))
-        states = None
-        if wants_states:
+        labels, rows = inputs.pop("labels"), inputs.pop("row")
+        if model.training and "teacher_states" in own:
+            outputs = model(**inputs, output_hidden_states=True)
             layers = list(range(1, own["teacher_states"].shape[1] + 1))
-            states = first_token_states(outputs.hidden_states, layers)
+            own["student_states"] = first_token_states(outputs.hidden_states, layers)
+        else:
+            outputs = model(**inputs)
         weights = self.class_weights
-        loss = stage_loss(
-            self.objective if model.training else self.objective.plain(),
+        batch = Batch(
             outputs.logits,
             labels,
             class_weights=None if weights is None else weights.to(labels.device),
-            difficulty=own.get("difficulty"),
-            teacher_logits=own.get("teacher_logits"),
-            student_states=states,
-            teacher_states=own.get("teacher_states"),
             done=self.state.global_step / max(self.state.max_steps, 1),
-            generator=self._pair_generator(own["row"]),
+            generator=self._pair_generator(rows),
+            **own,
         )
+        loss = (self.objective if model.training else self.objective.plain()).loss(batch)
         kind = "rows" if model.training else "validation rows"
-        refuse_not_finite_loss(loss, self.state.global_step + 1, own["row"], kind)
+        refuse_not_finite_loss(loss, self.state.global_step + 1, rows, kind)
         return (loss, outputs) if return_outputs else loss
 
     def _pair_generator(self, rows: torch.Tensor) -> torch.Generator:
-        # A seed of its own for each batch: a training that was cut off draws the same pairs.
+        # One seed per batch, so that a resumed training draws the same pairs.
         seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_000_003 + int(rows[0])
         return torch.Generator().manual_seed(seed % 2**63)
 
@@ -318,29 +355,35 @@ class _StageTrainer(RowTrainer):
 def refuse_not_finite_loss(
     loss: torch.Tensor, step: int, rows: torch.Tensor, kind: str = "rows"
 ) -> None:
-    """Refuse to go on with a loss that has become infinite or NaN.
+    """Stop a training whose loss is infinite or NaN.
 
     Args:
-        loss: of a batch.
-        step: its number, from 1.
-        rows: numbers of its rows.
-        kind: what messages call them.
+        loss: holds the scalar loss of a batch.
+        step: counts the steps, from 1.
+        rows: holds the numbers of the batch's rows.
+        kind: names the rows in the error.
+
+    Raises:
+        TrainingError: the loss is not finite.
+
+    Examples:
+        >>> refuse_not_finite_loss(torch.tensor(0.5), 1, torch.tensor([3, 7]))
     """
     if not torch.isfinite(loss):
         numbers = ", ".join(str(int(row)) for row in rows)
         raise TrainingError(
             f"the loss is {loss.item()} at step {step}, in the batch with {kind} {numbers}; use a "
-            "smaller learning rate, or fp32 in place of 16 bits"
+            "smaller learning rate, or fp32 instead of 16 bits"
         )
 
 
 class _RowCount(TrainerCallback):
-    """Tells how many rows have been trained on since it last did."""
+    """Reports the rows trained on since its last report."""
 
     def __init__(self, progress: Progress, rows: int) -> None:
         self._progress = progress
         self._rows = rows
-        self._told = 0
+        self._reported = 0
 
     def on_step_end(
         self,
@@ -350,12 +393,12 @@ class _RowCount(TrainerCallback):
         **_: Any,
     ) -> None:
         done = round((state.epoch or 0) * self._rows)
-        self._progress(done - self._told)
-        self._told = done
+        self._progress(done - self._reported)
+        self._reported = done
 
 
 class _Log(TrainerCallback):
-    """Puts losses and evaluations into this package's log."""
+    """Writes losses and evaluations to this package's log."""
 
     def on_log(
         self,
@@ -365,7 +408,7 @@ class _Log(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        told = {name: value for name, value in (logs or {}).items() if name in _LOGGED}
-        if told:
-            shown = ", ".join(f"{name} {float(value):.4f}" for name, value in told.items())
+        values = {name: value for name, value in (logs or {}).items() if name in _LOGGED}
+        if values:
+            shown = ", ".join(f"{name} {float(value):.4f}" for name, value in values.items())
             logger.info("    step %d of %d: %s", state.global_step, state.max_steps, shown)

@@ -1,14 +1,17 @@
-"""What a stage is trained to minimise: chosen by name, computed a batch at a time.
+"""Loss terms: what a stage is trained to minimise.
 
-An objective is one or more of :data:`TERMS` joined by "+": ``"cross_entropy"``, ``"dar"``,
-``"distillation+dar"``, ``"gatekeeper"``. Cross-entropy with the labels is part of each.
+A term is a small frozen dataclass. It validates its values, names the columns it needs and adds
+itself to the loss of a batch. :class:`~cascadebert.Objective` combines terms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as functional
@@ -17,218 +20,347 @@ from torch import Tensor
 from cascadebert.errors import InputError
 from cascadebert.training.distillation import hidden_state_loss, logit_loss
 
-TERMS = ("cross_entropy", "dar", "distillation", "gatekeeper")
-DEFAULT_LOSS = "distillation"
-"""Of small stages in a cascade: the best on average in docs/results.md."""
 SCORES = ("probability", "log_odds")
+
+_Range = tuple[Callable[[float], bool], str]
+_SHARE: _Range = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
+_BELOW_ONE: _Range = (lambda x: 0 <= x < 1, "0 or more, below 1")
+_NOT_NEGATIVE: _Range = (lambda x: 0 <= x < math.inf, "a finite number, 0 or more")
+_POSITIVE: _Range = (lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 @dataclass(frozen=True)
-class Objective:
-    """The loss of one stage and its weights.
+class Batch:
+    """What a loss may read of one batch.
 
     Attributes:
-        name: terms of :data:`TERMS`, joined by "+".
-        dar_weight: lambda, the weight of difficulty-aware regularisation beside the rest.
-        dar_margin: epsilon, how much surer an easier row must be; in units of ``dar_score``.
-        dar_score: what the margin is on: "probability", the paper's, or "log_odds".
-        distillation_weight: share of the distillation loss; the labels have the rest.
-        temperature: divides the logits of both stages in distillation.
-        hidden_weight: weight of matching the last stage's hidden states, which needs stages of
-            equal width; 0 is none.
-        gatekeeper_alpha: weight of rows answered right; the rest is on rows answered wrong.
-        gatekeeper_start: share of the training after which Gatekeeper takes the place of plain
-            cross-entropy.
-        class_weights: weight of each class by name, or "balanced" for weights in inverse
-            proportion to the number of rows.
-        label_smoothing: share of the label mass spread over all classes.
+        logits: logits of the stage in training, float of shape (rows, classes).
+        labels: class indices, int64 of shape (rows,).
+        class_weights: weights for cross-entropy, float of shape (classes,).
+        difficulty: difficulty of each row, float of shape (rows,); larger is harder.
+        teacher_logits: logits of the last stage, float of shape (rows, classes).
+        student_states: first-token hidden states of the stage in training, float of shape
+            (rows, layers, width).
+        teacher_states: matching states of the last stage, same shape.
+        done: share of the training steps already taken, 0 to 1.
+        generator: CPU generator that draws the pairs of :class:`DAR`.
 
-    Raises:
-        InputError: an unknown term, or a value out of its range.
+    Examples:
+        >>> Batch(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])).done
+        1.0
     """
 
-    name: str = "cross_entropy"
-    dar_weight: float = 0.5
-    dar_margin: float = 0.5
-    dar_score: str = "probability"
-    distillation_weight: float = 0.5
-    temperature: float = 2.0
-    hidden_weight: float = 0.0
-    gatekeeper_alpha: float = 0.5
-    gatekeeper_start: float = 0.5
-    class_weights: Mapping[str, float] | str | None = None
-    label_smoothing: float = 0.0
+    logits: Tensor
+    labels: Tensor
+    class_weights: Tensor | None = None
+    difficulty: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    student_states: Tensor | None = None
+    teacher_states: Tensor | None = None
+    done: float = 1.0
+    generator: torch.Generator | None = None
+
+
+def _setting(keyword: str, default: float, allowed: _Range) -> Any:
+    """A number of a term: its keyword in an objective, its default and its range."""
+    return dataclasses.field(default=default, metadata={"keyword": keyword, "allowed": allowed})
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of an :class:`~cascadebert.Objective`, which calls it ``name``."""
+
+    name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        unknown = sorted(self.terms - set(TERMS))
-        if unknown:
-            raise InputError(
-                f"no loss is called {'+'.join(unknown)!r}; join any of {', '.join(TERMS)} with '+'"
-            )
-        if self.dar_score not in SCORES:
-            raise InputError(f"dar_score is {self.dar_score!r}; give one of {', '.join(SCORES)}")
-        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
-            raise InputError(
-                f"class_weights is {self.class_weights!r}; give 'balanced' or a weight a class"
-            )
-        if isinstance(self.class_weights, Mapping):
-            bad = {n: w for n, w in self.class_weights.items() if not 0 < w < float("inf")}
-            if bad:
-                raise InputError(f"class_weights has {bad}; give numbers above 0")
-        if self.hidden_weight and not self.needs_teacher:
-            raise InputError(
-                f"hidden_weight is {self.hidden_weight} and the loss is {self.name!r}; it is part "
-                "of 'distillation'"
-            )
-        for name in ("distillation_weight", "gatekeeper_alpha", "gatekeeper_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
-        for name in ("dar_weight", "dar_margin", "hidden_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; give a number from 0 up")
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; give a number above 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing is {self.label_smoothing}; give 0 or more, under 1")
+        for field in dataclasses.fields(self):
+            if "allowed" in field.metadata:
+                number = _in_range(getattr(self, field.name), **field.metadata)
+                object.__setattr__(self, field.name, number)
 
     @property
-    def terms(self) -> frozenset[str]:
-        return frozenset(self.name.split("+"))
+    def needs(self) -> tuple[str, ...]:
+        """Fields of :class:`Batch` that the term cannot do without."""
+        return ()
 
-    @property
-    def needs_difficulty(self) -> bool:
-        return "dar" in self.terms
+    def add(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Add the term to a loss.
 
-    @property
-    def needs_teacher(self) -> bool:
-        return "distillation" in self.terms
+        Args:
+            loss: gives the scalar loss of the terms before this one.
+            batch: holds the rows.
 
-    def refuse_other_classes(self, labels: Sequence[str]) -> None:
-        """Refuse class weights that do not name every label, and no other.
+        Returns:
+            The scalar loss with this term.
+        """
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """Values of the fields by the keywords of the objective, ready for JSON."""
+        return {keyword: getattr(self, field) for field, keyword in self.keywords().items()}
+
+    @classmethod
+    def keywords(cls) -> dict[str, str]:
+        """The keyword of the objective for each field."""
+        fields = dataclasses.fields(cls)
+        return {field.name: field.metadata.get("keyword", field.name) for field in fields}
+
+
+@dataclass(frozen=True)
+class CrossEntropy(LossTerm):
+    """Cross-entropy with the labels.
+
+    Attributes:
+        label_smoothing: share of the label mass that is spread over all classes, 0 to below 1.
+        class_weights: weight of each class by label name, or "balanced" for weights in inverse
+            proportion to the number of rows.
+
+    Raises:
+        InputError: a value is out of its range.
+
+    Examples:
+        >>> batch = Batch(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+        >>> round(CrossEntropy().add(torch.tensor(0.0), batch).item(), 3)
+        0.693
+    """
+
+    label_smoothing: float = _setting("label_smoothing", 0.0, _BELOW_ONE)
+    class_weights: Mapping[str, float] | str | None = None
+    name = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = self.class_weights
+        if isinstance(weights, Mapping):
+            numbers = {
+                label: _in_range(weight, f"class_weights[{label!r}]", _POSITIVE)
+                for label, weight in weights.items()
+            }
+            object.__setattr__(self, "class_weights", numbers)
+        elif weights is not None and weights != "balanced":
+            raise InputError(
+                f"class_weights is {weights!r}; give 'balanced' or a weight for each label"
+            )
+
+    def add(self, loss: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+        return functional.cross_entropy(
+            batch.logits, batch.labels, batch.class_weights, label_smoothing=self.label_smoothing
+        )
+
+    def weights(self, labels: Sequence[str], names: Sequence[str]) -> Tensor | None:
+        """Weight of each class.
+
+        Args:
+            labels: gives the label of each training row.
+            names: gives the label names in the order of the logits.
+
+        Returns:
+            float32 of shape (classes,), or None without class weights.
 
         Raises:
-            InputError: with the names and the labels.
+            InputError: the weights and ``names`` do not have the same labels.
+
+        Examples:
+            >>> CrossEntropy(class_weights="balanced").weights(["a", "b", "b", "b"], ["a", "b"])
+            tensor([2.0000, 0.6667])
+        """
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, Mapping):
+            self.refuse_other_classes(names)
+            return torch.tensor([float(self.class_weights[name]) for name in names])
+        counts = Counter(labels)
+        return torch.tensor([len(labels) / (len(names) * max(counts[name], 1)) for name in names])
+
+    def refuse_other_classes(self, labels: Sequence[str]) -> None:
+        """Check that the class weights name exactly these labels.
+
+        Raises:
+            InputError: a label has no weight, or a weight has no label.
         """
         weights = self.class_weights
         if isinstance(weights, Mapping) and set(weights) != set(labels):
             raise InputError(
                 f"class_weights names {sorted(weights)}, the labels are {sorted(labels)}; "
-                "give a weight for each"
+                "give one weight per label"
             )
 
-    def plain(self) -> Objective:
-        """The objective of stages that take no part in deferral: the labels alone."""
-        return dataclasses.replace(self, name="cross_entropy", hidden_weight=0.0)
 
-    def settings(self) -> dict[str, object]:
-        """What of this takes effect under ``name``; the identity of a training."""
-        values = {"name": "+".join(sorted(self.terms)), "label_smoothing": self.label_smoothing}
-        weights = self.class_weights
-        values["class_weights"] = dict(weights) if isinstance(weights, Mapping) else weights
-        fields = {
-            "dar": ("dar_weight", "dar_margin", "dar_score"),
-            "distillation": ("distillation_weight", "temperature", "hidden_weight"),
-            "gatekeeper": ("gatekeeper_alpha", "gatekeeper_start"),
-        }
-        for term in sorted(self.terms & set(fields)):
-            values |= {name: getattr(self, name) for name in fields[term]}
-        return values
+@dataclass(frozen=True)
+class Gatekeeper(LossTerm):
+    """Gatekeeper, which takes the place of cross-entropy late in the training (arXiv 2502.19335).
 
+    alpha · mean(1[right] · CE(p, y)) + (1 - alpha) · mean(1[wrong] · KL(p || uniform)): rows that
+    the stage answers right become sharper, rows that it answers wrong become flatter.
 
-def stage_loss(
-    objective: Objective,
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    class_weights: Tensor | None = None,
-    difficulty: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
-    student_states: Tensor | None = None,
-    teacher_states: Tensor | None = None,
-    done: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The objective's mean over a batch.
+    Attributes:
+        alpha: weight of the rows answered right, 0 to 1. A smaller value defers better and
+            classifies worse.
+        start: share of the training after which it takes over, 0 to 1.
 
-    Args:
-        objective: what to compute.
-        logits: of the stage in training, (rows, classes).
-        labels: class indices, int64 (rows,).
-        class_weights: (classes,), for the label term.
-        difficulty: (rows,), larger is harder; needed for "dar".
-        teacher_logits: of the last stage, (rows, classes); needed for "distillation".
-        student_states: hidden states of the stage in training, (rows, layers, width).
-        teacher_states: the matching ones of the last stage, same shape.
-        done: share of the training that lies behind, 0 to 1.
-        generator: draws the pairs of "dar", on the CPU.
+    Raises:
+        InputError: a value is out of its range.
+
+    Examples:
+        >>> logits, labels = torch.zeros(2, 2), torch.tensor([0, 1])
+        >>> round(Gatekeeper(alpha=1.0).loss(logits, labels).item(), 3)
+        0.347
     """
-    logits = logits.float()
-    if "gatekeeper" in objective.terms and done >= objective.gatekeeper_start:
-        total = gatekeeper_loss(logits, labels, objective.gatekeeper_alpha)
-    else:
-        total = functional.cross_entropy(
-            logits, labels, class_weights, label_smoothing=objective.label_smoothing
-        )
-    if teacher_logits is not None and objective.needs_teacher:
-        share = objective.distillation_weight
-        taught = logit_loss(logits, teacher_logits, objective.temperature)
-        total = (1 - share) * total + share * taught
-        if student_states is not None and teacher_states is not None:
-            total = total + objective.hidden_weight * hidden_state_loss(
-                student_states, teacher_states
-            )
-    if difficulty is not None and objective.needs_difficulty:
-        regularisation = dar_loss(
-            logits, difficulty, objective.dar_margin, objective.dar_score, generator
-        )
-        total = total + objective.dar_weight * regularisation
-    return total
+
+    alpha: float = _setting("gatekeeper_alpha", 0.5, _SHARE)
+    start: float = _setting("gatekeeper_start", 0.5, _SHARE)
+    name = "gatekeeper"
+
+    def add(self, loss: Tensor, batch: Batch) -> Tensor:
+        return loss if batch.done < self.start else self.loss(batch.logits, batch.labels)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The equation above.
+
+        Args:
+            logits: holds the logits, float of shape (rows, classes).
+            labels: holds the class indices, int64 of shape (rows,).
+
+        Returns:
+            A scalar.
+        """
+        log_p = logits.log_softmax(dim=1)
+        right = (logits.argmax(dim=1) == labels).float()
+        cross_entropy = functional.nll_loss(log_p, labels, reduction="none")
+        classes = torch.tensor(float(logits.shape[1]), device=logits.device)
+        to_uniform = (log_p.exp() * log_p).sum(dim=1) + classes.log()
+        return (
+            self.alpha * right * cross_entropy + (1 - self.alpha) * (1 - right) * to_uniform
+        ).mean()
 
 
-def dar_loss(
-    logits: Tensor,
-    difficulty: Tensor,
-    margin: float = 0.5,
-    score: str = "probability",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Difficulty-aware regularisation of arXiv 2012.14682 (its margin ranking loss).
+@dataclass(frozen=True)
+class Distillation(LossTerm):
+    """Distillation of the last stage: its logits, and its hidden states if ``hidden_weight`` > 0.
 
-    The mean over pairs of an easier row e and a harder row h of max(0, epsilon - (c_e - c_h)),
-    c being the confidence in the predicted class. Each row for which the batch has a harder one
-    is paired with one such row, drawn with replacement. With difficulties 0 and 1 that is the
-    paper's sampling; rows of equal difficulty are never a pair.
+    (1 - weight) · L + weight · T² · KL(teacher || student) + hidden_weight · L_hidden, where L is
+    the loss so far. See :func:`~cascadebert.training.distillation.logit_loss` (arXiv 1503.02531)
+    and :func:`~cascadebert.training.distillation.hidden_state_loss` (arXiv 1908.09355).
 
-    Args:
-        logits: (rows, classes).
-        difficulty: (rows,), larger is harder.
-        margin: epsilon, in units of ``score``.
-        score: "probability" or "log_odds".
-        generator: for the draw, on the CPU.
+    Attributes:
+        weight: share of the last stage's logits, 0 to 1; the labels get the rest.
+        temperature: T, which divides the logits of both stages; above 0.
+        hidden_weight: weight of the hidden states, 0 or more. Both stages must then have the same
+            width.
 
-    Returns:
-        A scalar; 0, with no gradient, where the batch has no pair.
+    Raises:
+        InputError: a value is out of its range.
+
+    Examples:
+        >>> Distillation(hidden_weight=1.0).needs
+        ('teacher_logits', 'teacher_states')
+        >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> batch = Batch(logits, labels, teacher_logits=logits)
+        >>> Distillation(weight=1.0).add(torch.tensor(5.0), batch).item()
+        0.0
     """
-    easier, harder = draw_pairs(difficulty, generator)
-    if not len(easier):
-        return logits.new_zeros(())
-    sure = confidence(logits, score)
-    return functional.margin_ranking_loss(
-        sure[easier], sure[harder], torch.ones_like(sure[easier]), margin=margin
-    )
+
+    weight: float = _setting("distillation_weight", 0.5, _SHARE)
+    temperature: float = _setting("temperature", 2.0, _POSITIVE)
+    hidden_weight: float = _setting("hidden_weight", 0.0, _NOT_NEGATIVE)
+    name = "distillation"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("teacher_logits", "teacher_states") if self.hidden_weight else ("teacher_logits",)
+
+    def add(self, loss: Tensor, batch: Batch) -> Tensor:
+        assert batch.teacher_logits is not None
+        taught = logit_loss(batch.logits, batch.teacher_logits, self.temperature)
+        loss = (1 - self.weight) * loss + self.weight * taught
+        if not self.hidden_weight:
+            return loss
+        assert batch.student_states is not None
+        assert batch.teacher_states is not None
+        hidden = hidden_state_loss(batch.student_states, batch.teacher_states)
+        return loss + self.hidden_weight * hidden
+
+
+@dataclass(frozen=True)
+class DAR(LossTerm):
+    """Difficulty-aware regularisation (the margin ranking loss of arXiv 2012.14682).
+
+    lambda · mean max(0, epsilon - (c_e - c_h)) over pairs of an easier row e and a harder row h,
+    where c is the confidence in the predicted class. Each row with a harder row in its batch is
+    paired with one of them, drawn uniformly with replacement. With difficulties 0 and 1 this is
+    the sampling of the paper. Rows of equal difficulty are never paired.
+
+    Attributes:
+        weight: lambda, 0 or more.
+        margin: epsilon, 0 or more, in units of ``score``.
+        score: the confidence c: "probability", as in the paper, or "log_odds".
+
+    Raises:
+        InputError: a value is out of its range, or the score is unknown.
+
+    Examples:
+        >>> logits = torch.tensor([[0.0, 2.0], [0.0, 1.0]])
+        >>> round(DAR(margin=0.5).penalty(logits, torch.tensor([0.0, 1.0])).item(), 3)
+        0.35
+    """
+
+    weight: float = _setting("dar_weight", 0.5, _NOT_NEGATIVE)
+    margin: float = _setting("dar_margin", 0.5, _NOT_NEGATIVE)
+    score: str = dataclasses.field(default="probability", metadata={"keyword": "dar_score"})
+    name = "dar"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score not in SCORES:
+            raise InputError(f"dar_score is {self.score!r}; give one of {', '.join(SCORES)}")
+        object.__setattr__(self, "score", str(self.score))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("difficulty",)
+
+    def add(self, loss: Tensor, batch: Batch) -> Tensor:
+        assert batch.difficulty is not None
+        return loss + self.weight * self.penalty(batch.logits, batch.difficulty, batch.generator)
+
+    def penalty(
+        self, logits: Tensor, difficulty: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The mean of the equation above, without lambda.
+
+        Args:
+            logits: holds the logits, float of shape (rows, classes).
+            difficulty: holds the difficulties, float of shape (rows,); larger is harder.
+            generator: draws the pairs, on the CPU.
+
+        Returns:
+            A scalar; 0 without a gradient if the batch has no pair.
+        """
+        easier, harder = draw_pairs(difficulty, generator)
+        if not len(easier):
+            return logits.new_zeros(())
+        sure = confidence(logits, self.score)
+        return functional.margin_ranking_loss(
+            sure[easier], sure[harder], torch.ones_like(sure[easier]), margin=self.margin
+        )
 
 
 def draw_pairs(
     difficulty: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Positions of easier rows and, for each, of one harder row drawn uniformly.
+    """Draw a harder row for each row that has one.
 
     Args:
-        difficulty: (rows,).
-        generator: for the draw, on the CPU.
+        difficulty: holds the difficulties, float of shape (rows,).
+        generator: draws the rows, on the CPU.
 
     Returns:
-        Two int64 tensors of one length, on the device of ``difficulty``.
+        Positions of the easier rows and of their harder partners: two int64 tensors of one
+        length, on the device of ``difficulty``.
+
+    Examples:
+        >>> draw_pairs(torch.tensor([0.0, 1.0, 0.5]), torch.Generator().manual_seed(0))[0]
+        tensor([0, 2])
     """
     level = difficulty.detach().cpu()
     is_harder = level[None, :] > level[:, None]
@@ -241,7 +373,19 @@ def draw_pairs(
 
 
 def confidence(logits: Tensor, score: str = "probability") -> Tensor:
-    """Confidence in the predicted class, (rows,): its probability or the log-odds of it."""
+    """Confidence in the predicted class.
+
+    Args:
+        logits: holds the logits, float of shape (rows, classes).
+        score: names the unit: "probability" or "log_odds".
+
+    Returns:
+        float of shape (rows,).
+
+    Examples:
+        >>> confidence(torch.tensor([[0.0, 2.0]]), "log_odds")
+        tensor([2.])
+    """
     if score == "probability":
         return logits.softmax(dim=1).amax(dim=1)
     top, best = logits.max(dim=1)
@@ -249,20 +393,20 @@ def confidence(logits: Tensor, score: str = "probability") -> Tensor:
     return top - others.logsumexp(dim=1)
 
 
-def gatekeeper_loss(logits: Tensor, labels: Tensor, alpha: float = 0.5) -> Tensor:
-    """The Gatekeeper loss of arXiv 2502.19335.
+def python_value(value: Any) -> Any:
+    """The Python number, or other value, of a NumPy scalar; anything else is returned as it is.
 
-    alpha · mean(1[right] · CE(p, y)) + (1 - alpha) · mean(1[wrong] · KL(p || uniform)): rows
-    that the stage answers right sharpen, rows that it answers wrong flatten.
-
-    Args:
-        logits: (rows, classes).
-        labels: class indices (rows,).
-        alpha: trade-off, 0 to 1; smaller defers better and answers worse.
+    Examples:
+        >>> import numpy as np
+        >>> python_value(np.int64(3)), python_value("x")
+        (3, 'x')
     """
-    log_p = logits.log_softmax(dim=1)
-    right = (logits.argmax(dim=1) == labels).float()
-    cross_entropy = functional.nll_loss(log_p, labels, reduction="none")
-    classes = torch.tensor(float(logits.shape[1]), device=logits.device)
-    to_uniform = (log_p.exp() * log_p).sum(dim=1) + classes.log()
-    return (alpha * right * cross_entropy + (1 - alpha) * (1 - right) * to_uniform).mean()
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _in_range(value: Any, keyword: str, allowed: _Range) -> float:
+    test, wanted = allowed
+    number = python_value(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not test(number):
+        raise InputError(f"{keyword} is {number!r}; give {wanted}")
+    return number

@@ -11,7 +11,7 @@ import numpy as np
 from cascadebert.deferral.fit_calibration import refuse_unknown
 from cascadebert.errors import InputError
 from cascadebert.training.difficulty import aggregate, refuse_few
-from cascadebert.training.losses import DEFAULT_LOSS, Objective
+from cascadebert.training.objective import DEFAULT_LOSS, Objective
 
 _FEWEST_TOKENS = 3
 

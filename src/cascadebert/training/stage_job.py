@@ -23,7 +23,7 @@ from cascadebert.training.checks import StageSource
 from cascadebert.training.difficulty import Difficulty, cut
 from cascadebert.training.fine_tuning import default_arguments, fine_tune
 from cascadebert.training.linear import fit_linear, linear_outputs
-from cascadebert.training.losses import Objective
+from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import Outputs, outputs_of
 from cascadebert.training.parts import Parts, fingerprint
 from cascadebert.training.recipe import Recipe
@@ -178,8 +178,7 @@ class StageJob:
     @property
     def state_layers(self) -> int:
         """Layers whose hidden states are matched with the last stage's."""
-        objective = self.objective
-        return self.source.layers if objective.needs_teacher and objective.hidden_weight else 0
+        return self.source.layers if self.objective.needs_states else 0
 
     def refuse_unfit_arguments(self) -> None:
         """Refuse values that ``TrainingArguments`` does not take, or that train nothing.
@@ -305,7 +304,8 @@ class StageJob:
     ) -> None:
         labels = self._job.labels
         if self.source.is_linear:
-            fit_linear(rows, output, labels=labels, class_weights=objective.class_weights)
+            weights = objective.cross_entropy.class_weights
+            fit_linear(rows, output, labels=labels, class_weights=weights)
             return
         arguments = self._arguments(scratch)
         arguments.seed += seed
