@@ -20,8 +20,7 @@ from cascadebert.export.linear import linear_record
 from cascadebert.stages.linear import LinearStage
 from cascadebert.stages.ngrams import feature_version
 from cascadebert.training.fine_tuning import label_order, open_encoder
-from cascadebert.training.linear import fit_linear, linear_record
-from cascadebert.training.losses import Objective
+from cascadebert.training.linear import fit_linear
 from cascadebert.training.objective import Objective
 from cascadebert.training.parts import read_part
 from stages import training_rows

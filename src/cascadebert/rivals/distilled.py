@@ -21,7 +21,6 @@ from cascadebert.export.checkpoints import open_config, own_labels
 from cascadebert.rivals.first_layers import some_layers
 from cascadebert.rivals.rival import FineTuned
 from cascadebert.rows.rows import Rows
-from cascadebert.training.losses import Objective
 from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import outputs_of
 

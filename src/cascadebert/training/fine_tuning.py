@@ -32,7 +32,7 @@ from cascadebert.runtimes.quiet import quiet, quiet_transformers
 from cascadebert.runtimes.torch import available_device
 from cascadebert.training.distillation import first_token_states, refuse_other_width
 from cascadebert.training.encoding import Collator, Encoder
-from cascadebert.training.losses import Batch, Objective
+from cascadebert.training.losses import Batch
 from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import Outputs, bf16_is_fast
 from cascadebert.training.sampling import RowTrainer
