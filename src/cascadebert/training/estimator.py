@@ -96,16 +96,23 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """The label of each row, as given to :meth:`fit`, shape (rows,)."""
+        """The label of each row, as given to :meth:`fit`, shape (rows,).
+
+        It is None where the cascade abstains; the array then has the dtype object.
+        """
         check_is_fitted(self)
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
+        out = self.cascade_.predict(_listed(X))
+        labels: NDArray[Any] = self.classes_[self._in_own_order(out.probabilities).argmax(axis=1)]
+        return np.where(out.abstained, None, labels) if out.abstained.any() else labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities of shape (rows, classes), columns in the order of ``classes_``."""
         check_is_fitted(self)
+        return self._in_own_order(self.cascade_.predict_proba(_listed(X)))
+
+    def _in_own_order(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         columns = [self.cascade_.labels.index(str(label)) for label in self.classes_.tolist()]
-        return self.cascade_.predict_proba(_listed(X))[:, columns]
+        return probabilities[:, columns]
 
     def _split(self, rows: Rows) -> tuple[Rows, Rows]:
         try:
