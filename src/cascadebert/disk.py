@@ -1,10 +1,11 @@
-"""File names of a saved cascade, hashes, and writing files so that a crash leaves old or new."""
+"""File names of a saved cascade, hashes, and writing that leaves the old file or the new one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,15 +26,20 @@ CONFIG_FILE = "config.json"
 
 
 def refuse_unsafe_name(name: str, what: str) -> None:
-    """Refuse a name that cannot be a part of a path.
+    """Refuse a name that cannot be one part of a path.
+
+    >>> refuse_unsafe_name("../escaped", "stage")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    cascadebert.errors.InputError: stage '../escaped' cannot name a folder; use up to 100 ...
 
     Args:
-        name: to be used as the name of a file or folder.
-        what: is called by that name, for the message.
+        name: is to become the name of a file or folder.
+        what: says in the message what has that name.
 
     Raises:
-        InputError: ``name`` has other characters than letters, digits, '.', '_' and '-', or begins
-            with a '.'.
+        InputError: ``name`` has characters other than letters, digits, '.', '_' and '-', begins
+            with a '.', or is longer than 100.
     """
     if not isinstance(name, str) or not re.fullmatch(r"(?!\.)[\w.-]{1,100}", name):
         raise InputError(
@@ -58,14 +64,14 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def refuse_read_only(target: Path) -> None:
-    """Refuse a folder, there already or to be made, that may not be written to.
+    """Refuse a folder that cannot be written to, or cannot be made.
 
     Raises:
-        ArtifactError: see above.
+        ArtifactError: the folder, or the nearest one above it that exists, is read-only.
     """
     above = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not os.access(above, os.W_OK):
-        raise ArtifactError(f"{target}: {above} may not be written to; name another folder")
+        raise ArtifactError(f"{target}: {above} is read-only; name another folder")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,18 +80,25 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def temporary_path(path: Path, suffix: str) -> Path:
+    """A path beside ``path`` that no other thread, process or machine uses."""
+    # Unlike tempfile, which makes files for their owner alone, what is made here gets the
+    # permissions that the umask gives.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block ends without error.
+    """A path beside ``path`` for a file that replaces it if the block ends without error.
 
-    Links are followed.
+    Links are followed. Of several writers at a time, the last to finish wins.
     """
     if path.exists() and not path.is_file():
-        # A pipe or a device is written to as it is.
+        # Nothing can replace a pipe or a device.
         yield path
         return
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path, ".tmp")
     try:
         yield temporary
         sync(temporary)
@@ -95,5 +108,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    with path.open("rb") as file:
+    """Wait until the content of a file is on the disk."""
+    # Windows syncs only what is open for writing.
+    with path.open("rb+") as file:
         os.fsync(file.fileno())

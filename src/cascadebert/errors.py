@@ -56,3 +56,18 @@ class MissingDependencyError(CascadeError, ImportError):
 
 class CascadeWarning(UserWarning):
     """Something that works, but probably not as intended."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of a library's error, short enough to be quoted in one of this package.
+
+    >>> first_line(ValueError("no such option\nsee the manual"))
+    'no such option'
+    >>> first_line(MemoryError())
+    'MemoryError'
+
+    Args:
+        error: its text is cut to 200 characters; without a text its class is named.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip()[:200]

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cascadebert.errors import ArtifactError, InputError, LabelMismatchError
+from cascadebert.errors import ArtifactError, InputError, LabelMismatchError, first_line
 from cascadebert.runtimes.quiet import quiet
 
 _NO_LIMIT = 1_000_000
@@ -276,9 +276,3 @@ def model_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     ):
         inputs.append("token_type_ids")
     return tuple(inputs)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough for a message of ours."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

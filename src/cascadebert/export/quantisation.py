@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.disk import INT8_FILES, MODEL_FILE, hash_files
-from cascadebert.errors import CascadeWarning, MissingDependencyError
+from cascadebert.errors import CascadeWarning, MissingDependencyError, first_line
 from cascadebert.persistence.record import RuntimeTrial, StageRecord
 from cascadebert.rows.rows import Rows
 from cascadebert.runtimes.quiet import quiet
@@ -114,9 +114,9 @@ def _try(folder: Path, record: StageRecord, calibration: Rows, trial: Rows) -> l
         except MissingDependencyError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
-                f"stage '{record.name}' does not run on {name}, which is left out ({reason})",
+                f"stage '{record.name}' does not run on {name}, which is left out "
+                f"({first_line(error)})",
                 CascadeWarning,
                 stacklevel=3,
             )

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from cascadebert.errors import InputError
-from cascadebert.export.checkpoints import first_line, open_to_train, read_config
+from cascadebert.errors import InputError, first_line
+from cascadebert.export.checkpoints import open_to_train, read_config
 from cascadebert.rivals.rival import FineTuned
 from cascadebert.runtimes.quiet import quiet
 

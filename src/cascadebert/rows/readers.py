@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from cascadebert.errors import InputError, MissingDependencyError
+from cascadebert.errors import InputError, MissingDependencyError, first_line
 from cascadebert.rows.rows import dataset_records, name_classes
 
 Record: TypeAlias = Mapping[str, Any]
@@ -207,8 +207,7 @@ def read_dataset(source: str, used: Used) -> Records:
     except InputError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{source}: neither a file nor a data set that can be read ({reason}); "
+            f"{source}: neither a file nor a data set that can be read ({first_line(error)}); "
             "give a path, NAME:SPLIT or NAME:CONFIG:SPLIT"
         ) from None

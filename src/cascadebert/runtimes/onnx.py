@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cascadebert.disk import MODEL_FILE
 from cascadebert.errors import ArtifactError
+from cascadebert.errors import ArtifactError
+from cascadebert.errors import first_line
+from cascadebert.machine import usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS
 
 _ERRORS_ONLY = 3
@@ -25,7 +28,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
-        # Batches come in many shapes: an arena would grow with each new one and give nothing back.
+        # Batches come in many shapes. An arena grows with each new one and frees nothing.
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
         path = folder / MODEL_FILE
@@ -33,10 +36,12 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
+        except MemoryError:
+            raise
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise ArtifactError(
-                f"{path}: ONNX Runtime cannot load it ({reason}); build the cascade again"
+                f"{path}: ONNX Runtime cannot load it ({first_line(error)}); build the "
+                "cascade again"
             ) from error
         self._inputs = [value.name for value in self._session.get_inputs()]
 

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 from cascadebert.disk import INT8_FILES, MODEL_FILE, file_hash, replacing
 from cascadebert.errors import ArtifactError, CascadeWarning, MissingDependencyError
 from cascadebert.machine import machine_name
+from cascadebert.errors import ArtifactError
+from cascadebert.errors import CascadeWarning
+from cascadebert.errors import MissingDependencyError
+from cascadebert.errors import first_line
+from cascadebert.machine import machine_name
+from cascadebert.machine import usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS, FP32, INT8
 
 try:
@@ -25,17 +31,25 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(missing, "the runtime 'openvino'", "openvino") from None
 
 CACHE_VARIABLE = "CASCADEBERT_CACHE"
-"""Names the folder in which compiled int8 models are kept, so that processes start faster."""
+"""Environment variable: the folder in which compiled int8 models are kept, for a faster start."""
 
+_KEPT_SUFFIX = ".checked.blob"
 _KERNELS_KEPT = 1_000
-"""What is prepared for a shape of batch is kept for the next. With OpenVINO's own 5,000, varied
-batches make a process grow by another half; with 300, kernels are made again and again."""
+"""Kernels kept for shapes of batches. With OpenVINO's default of 5,000, varied batches make the
+process half as large again; with 300, kernels are made again and again."""
 
 
 class OpenVinoRuntime:
-    """Runs ``model.onnx``, whose weights lie in ``model.safetensors`` beside it, or the int8 model.
+    """Runs ``model.onnx`` with the weights in ``model.safetensors`` beside it, or the int8 model.
 
-    What is not quantised in the int8 model is calculated in bfloat16.
+    Operations that the int8 model leaves unquantised run in bfloat16.
+
+    Args:
+        folder: holds the stage.
+        precision: "fp32", "bf16" or "int8".
+
+    Raises:
+        ArtifactError: OpenVINO cannot load the model.
     """
 
     token_budgets = CPU_TOKEN_BUDGETS
@@ -51,11 +65,12 @@ class OpenVinoRuntime:
         }
         try:
             model = _compiled(path, settings) if precision == INT8 else _compile(path, settings)
+        except MemoryError:
+            raise
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1]
             raise ArtifactError(
-                f"{path}: OpenVINO cannot load it ({reason}); run it with another runtime, or "
-                "build the cascade again"
+                f"{path}: OpenVINO cannot load it ({_cause(error)}); run it with another runtime, "
+                "or build the cascade again"
             ) from error
         self._inputs = [value.any_name for value in model.inputs]
         self._model = model
@@ -75,10 +90,11 @@ def _compile(path: Path, settings: Mapping[str, Any]) -> openvino.CompiledModel:
 
 
 def _compiled(path: Path, settings: Mapping[str, Any]) -> openvino.CompiledModel:
-    """A compiled int8 model, from ``$CASCADEBERT_CACHE`` if that is set and it lies there.
+    """A compiled int8 model, kept in the folder ``$CASCADEBERT_CACHE`` if that is set.
 
-    It is kept under what it depends on: the model's content, settings, OpenVINO's version and the
-    processor. Weights are not in it, but read from where they lie.
+    Its file is named after all that it depends on: the model's content, the settings, OpenVINO's
+    version and the processor. It begins with the SHA-256 of the rest. It holds no weights; those
+    are read from the stage.
     """
     folder = os.environ.get(CACHE_VARIABLE)
     if not folder:
@@ -92,22 +108,40 @@ def _compiled(path: Path, settings: Mapping[str, Any]) -> openvino.CompiledModel
         machine_name(),
         sorted(settings.items()),
     )
-    kept = Path(folder, hashlib.sha256(repr(depends_on).encode()).hexdigest() + ".blob")
+    kept = Path(folder, hashlib.sha256(repr(depends_on).encode()).hexdigest() + _KEPT_SUFFIX)
     if kept.exists():
         try:
             return openvino.Core().import_model(
-                kept.read_bytes(), "CPU", {**settings, "WEIGHTS_PATH": str(weights)}
+                _checked(kept.read_bytes()), "CPU", {**settings, "WEIGHTS_PATH": str(weights)}
             )
-        except RuntimeError as error:
-            _warn(f"{kept}: cannot be used and is made again ({error})")
+        except (OSError, RuntimeError, ValueError) as error:
+            _warn(f"{kept}: cannot be used and is made again ({_cause(error)})")
     model = _compile(path, settings)
+    content = model.export_model().getvalue()
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
-            temporary.write_bytes(model.export_model().getvalue())
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError as error:
-        _warn(f"{kept}: cannot be kept ({error}); let {CACHE_VARIABLE} name a folder to write to")
+        _warn(f"{kept}: cannot be kept ({error}); set {CACHE_VARIABLE} to a folder to write to")
     return model
+
+
+def _checked(kept: bytes) -> bytes:
+    """A compiled model without the SHA-256 before it.
+
+    Raises:
+        ValueError: the SHA-256 is another.
+    """
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(kept[size:]).digest() != kept[:size]:
+        raise ValueError("damaged or changed: its SHA-256 differs")
+    return kept[size:]
+
+
+def _cause(error: Exception) -> str:
+    """Why OpenVINO failed: the last line of its errors; the first ones say where."""
+    return str(error).strip().rpartition("\n")[2][:200] or first_line(error)
 
 
 def _warn(message: str) -> None:

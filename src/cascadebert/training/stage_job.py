@@ -16,8 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import ExportableState
 
-from cascadebert.errors import InputError
-from cascadebert.export.checkpoints import first_line
+from cascadebert.errors import InputError, first_line
 from cascadebert.rows.rows import Rows
 from cascadebert.training.checks import StageSource
 from cascadebert.training.difficulty import Difficulty, cut
