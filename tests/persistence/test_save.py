@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def deadly(function):
         return function(*args, **kwargs)
     return call
 for owner, name in [(pathlib.Path, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "mkdir"),
-                    (pathlib.Path, "write_text"), (shutil, "copytree"), (shutil, "rmtree"),
+                    (pathlib.Path, "write_text"), (shutil, "copyfile"), (shutil, "rmtree"),
                     (os, "fsync")]:
     setattr(owner, name, deadly(getattr(owner, name)))
 cascade.save_pretrained(target)
@@ -248,6 +249,43 @@ def test_stages_of_one_name_and_other_weights_replace_each_other(
             Cascade.from_pretrained(target).predict_proba(TEXTS), cascade.predict_proba(TEXTS)
         )
         assert len(list((target / "stages").iterdir())) == 1
+
+
+def test_files_that_the_record_does_not_list_are_not_copied(copy: Path, tmp_path: Path) -> None:
+    (copy / "stages" / "2-roberta" / "notes.pkl").write_bytes(b"not ours")
+    (copy / "stages" / "2-roberta" / "more").mkdir()
+    again = Cascade.from_pretrained(copy).save_pretrained(tmp_path / "again")
+    for stage in json.loads((again / "cascade.json").read_text())["stages"]:
+        folder = again / stage["folder"]
+        files = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+        assert files == set(stage["files"])
+
+
+def test_two_that_save_to_one_new_folder_leave_one_whole_cascade(
+    cascade: Cascade, another: Path, tmp_path: Path
+) -> None:
+    savers = [cascade, Cascade.from_pretrained(another)]
+    failed: list[BaseException] = []
+
+    def save(saver: Cascade, target: Path, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            saver.save_pretrained(target)
+        except BaseException as error:
+            failed.append(error)
+
+    for name in ("first", "second", "third"):
+        target, start = tmp_path / name / "target", threading.Barrier(len(savers))
+        threads = [threading.Thread(target=save, args=(saver, target, start)) for saver in savers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(Cascade.from_pretrained(target).stages) in (1, 3)
+        assert [path.name for path in target.parent.iterdir()] == ["target"]
+    for error in failed:
+        assert isinstance(error, ArtifactError)
+        assert "at the same time" in str(error)
 
 
 def test_stage_changed_after_loading_is_not_saved(copy: Path, tmp_path: Path) -> None:
