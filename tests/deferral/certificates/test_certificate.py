@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mapie.risk_control import control_fwer
-from test_thresholds import synthetic
 
 from cascadebert import (
     Certificate,
@@ -25,6 +24,7 @@ from cascadebert.deferral.certificates.certificate import CERTIFIED, DO_NOT_CASC
 from cascadebert.deferral.certificates.fixed_sequence import split_rows, walk
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
+from simulated import synthetic
 
 COSTS = [1.0, 3.0, 10.0]
 POPULATION = 100_000

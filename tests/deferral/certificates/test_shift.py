@@ -8,7 +8,6 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from scipy.stats import chi2_contingency, mannwhitneyu
-from test_thresholds import synthetic
 
 from cascadebert import MaxDrop, choose_thresholds
 from cascadebert.deferral.certificates.shift import (
@@ -23,6 +22,7 @@ from cascadebert.deferral.confidence import confidence_score
 from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.ranking import ranking_p_value
 from cascadebert.deferral.search.replay import Replay
+from simulated import synthetic
 
 
 def replay_of(seed: int, rows: int, harder: float = 0.0) -> Replay:

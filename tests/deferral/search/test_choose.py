@@ -8,29 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, softmax
+from scipy.special import expit
 
 from cascadebert import MaxDrop, OperatingPoint, Policy, Speedup, choose_thresholds
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError, TargetError
+from simulated import synthetic
 
 TARGETS = [MaxDrop(0.0), MaxDrop(0.02), MaxDrop(0.1), Speedup(1.3), Speedup(2.0)]
-
-
-def synthetic(
-    seed: int, rows: int, stages: int, classes: int = 3
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Stages of growing accuracy that find the same rows hard."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, classes, rows)
-    difficulty = random.normal(size=rows)
-    probabilities = []
-    for k in range(stages):
-        logits = random.normal(size=(rows, classes))
-        logits[np.arange(rows), labels] += 1 + k - difficulty
-        probabilities.append(softmax(logits, axis=1))
-    return probabilities, labels
 
 
 def replay(

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
-from test_thresholds import synthetic
 
 from cascadebert import (
     MaxDrop,
@@ -31,6 +30,7 @@ from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.targets import Target, target_of
 from cascadebert.deferral.targets.matthews import matthews
 from cascadebert.errors import InputError
+from simulated import synthetic
 
 COSTS = [1.0, 3.0, 10.0]
 EVERY_TARGET = [
