@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,16 +15,19 @@ from sklearn.linear_model import LogisticRegression
 
 from cascadebert.deferral.confidence import (
     SCORES,
+    ConfidenceScore,
     agreement,
-    certainty,
     confidence_score,
+    learned_score,
     logit,
     margin,
     max_probability_log_odds,
     negative_energy,
+    negative_log_entropy,
     output_features,
     sigmoid,
     softmax,
+    stage_scores,
 )
 from cascadebert.deferral.search.learned import fit_learned_score
 from cascadebert.errors import InputError
@@ -64,7 +70,7 @@ def test_certain_probabilities_are_infinitely_sure() -> None:
 
 
 def test_unknown_score() -> None:
-    with pytest.raises(InputError, match=r"no confidence score is called 'mood'"):
+    with pytest.raises(InputError, match=r"unknown confidence score 'mood'"):
         confidence_score("mood")
 
 
@@ -74,7 +80,10 @@ def test_margin_entropy_and_energy(logits: np.ndarray) -> None:
     top = np.sort(probabilities, axis=1)[:, -2:]
     np.testing.assert_allclose(margin(logits), np.log(top[:, 1] / top[:, 0]), atol=1e-9)
     np.testing.assert_allclose(
-        -np.log(special.entr(probabilities).sum(axis=1)), certainty(logits), rtol=1e-6, atol=1e-6
+        -np.log(special.entr(probabilities).sum(axis=1)),
+        negative_log_entropy(logits),
+        rtol=1e-6,
+        atol=1e-6,
     )
     np.testing.assert_allclose(negative_energy(logits), special.logsumexp(logits, axis=1))
 
@@ -89,8 +98,8 @@ def test_agreement_is_the_mean_of_two_stages(logits: np.ndarray, seed: int) -> N
     np.testing.assert_array_equal(agreement(logits, None), max_probability_log_odds(logits))
 
 
-def test_certainty_keeps_the_order_where_probabilities_round_to_one() -> None:
-    sure = certainty([[40.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
+def test_entropy_keeps_the_order_where_probabilities_round_to_one() -> None:
+    sure = negative_log_entropy([[40.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
     assert (np.diff(sure) > 10).all()
 
 
@@ -140,5 +149,19 @@ def test_learned_score_without_enough_to_learn_from() -> None:
     score, held_out = fit_learned_score([logits], np.ones((1, 50), dtype=bool))
     np.testing.assert_allclose(score.score(logits, 0, None), max_probability_log_odds(logits))
     np.testing.assert_allclose(held_out[0], max_probability_log_odds(logits))
-    with pytest.raises(InputError, match="without its parameters"):
+    with pytest.raises(InputError, match="no parameters"):
         confidence_score("learned")
+
+
+@pytest.mark.parametrize(
+    "score", [*SCORES.values(), learned_score([[1.0, 0.0, 0.5, 0.0, 0.1, 2.0]] * 2)], ids=str
+)
+def test_every_score_survives_pickling_and_copying(score: ConfidenceScore) -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 20, 2))
+    for again in (pickle.loads(pickle.dumps(score)), copy.deepcopy(score)):
+        assert again == score
+        assert hash(again) == hash(score)
+        np.testing.assert_array_equal(stage_scores(again, logits), stage_scores(score, logits))
+        np.testing.assert_array_equal(again.shown(logits), score.shown(logits))
+        np.testing.assert_array_equal(again.compared([0.3]), score.compared([0.3]))
+    assert score != learned_score([[0.0] * 6] * 2)

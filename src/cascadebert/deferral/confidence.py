@@ -1,7 +1,7 @@
-"""Confidence scores: how sure a stage is of its answer, one number a row.
+"""Confidence scores: how sure a stage is of its answer, one number per row.
 
-A score is compared in its own unbounded units and shown on a scale from 0 to 1. A softmax in
-float32 rounds to 1.0 and makes ties of rows that differ; log-odds in float64 do not.
+Scores are compared in their own unbounded units and shown on a scale from 0 to 1. A float32 softmax
+rounds to 1.0 and ties rows that differ; float64 log-odds do not.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ DEFAULT_SCORE = "max_probability"
 def max_probability_log_odds(logits: ArrayLike) -> Floats:
     """Log-odds of the most probable class: log p - log(1 - p) for p the largest softmax output.
 
-    It orders rows as the maximum softmax probability of arXiv 2012.14682 does.
+    It orders rows as the maximum softmax probability does, the score of arXiv 2012.14682.
 
     Args:
-        logits: shape (rows, classes), two classes or more; logarithms of probabilities will do.
+        logits: has shape (rows, classes) with two classes or more; log-probabilities also work.
 
     Returns:
         float64 of shape (rows,).
+
+    >>> max_probability_log_odds([[0.0, 3.0], [1.0, 1.0]]).tolist()
+    [3.0, 0.0]
     """
     values = np.array(logits, dtype=np.float64)
     best = values.argmax(axis=1)[:, None]
@@ -48,7 +51,11 @@ def _logsumexp(values: Floats) -> Floats:
 
 
 def softmax(logits: ArrayLike) -> Floats:
-    """Probabilities, float64 of shape (rows, classes)."""
+    """Probabilities, float64 of shape (rows, classes).
+
+    >>> softmax([[0.0, 0.0]]).tolist()
+    [[0.5, 0.5]]
+    """
     values = np.asarray(logits, dtype=np.float64)
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     result: Floats = powers / powers.sum(axis=1, keepdims=True)
@@ -56,27 +63,43 @@ def softmax(logits: ArrayLike) -> Floats:
 
 
 def sigmoid(score: ArrayLike) -> Floats:
-    """Log-odds to probability."""
+    """Log-odds to probability, float64 of the same shape.
+
+    >>> sigmoid([-800.0, 0.0]).tolist()
+    [0.0, 0.5]
+    """
     values = np.asarray(score, dtype=np.float64)
     return np.exp(-np.logaddexp(0.0, -values))
 
 
 def logit(probability: ArrayLike) -> Floats:
-    """Probability to log-odds; 0 and below give -inf, 1 and above +inf."""
+    """Probability to log-odds, float64 of the same shape; at most 0 gives -inf, at least 1 +inf.
+
+    >>> logit([0.0, 0.5, 1.0]).tolist()
+    [-inf, 0.0, inf]
+    """
     values = np.clip(np.asarray(probability, dtype=np.float64), 0.0, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(values) - np.log1p(-values)
 
 
 def margin(logits: ArrayLike) -> Floats:
-    """Log of the ratio of the two largest probabilities, float64 of shape (rows,)."""
+    """Log of the ratio of the two largest probabilities, float64 of shape (rows,).
+
+    >>> margin([[0.0, 3.0, 1.0]]).tolist()
+    [2.0]
+    """
     top = np.sort(np.asarray(logits, dtype=np.float64), axis=1)[:, -2:]
     result: Floats = top[:, 1] - top[:, 0]
     return result
 
 
-def certainty(logits: ArrayLike) -> Floats:
-    """Minus the log of the entropy (in nats) of the softmax, float64 of shape (rows,)."""
+def negative_log_entropy(logits: ArrayLike) -> Floats:
+    """Minus the log of the softmax's entropy in nats, float64 of shape (rows,).
+
+    >>> negative_log_entropy([[0.0, 0.0], [40.0, 0.0]]).round(2).tolist()
+    [0.37, 36.29]
+    """
     values = np.asarray(logits, dtype=np.float64)
     top = max_probability_log_odds(values)
     best = values.argmax(axis=1)[:, None]
@@ -90,7 +113,13 @@ def certainty(logits: ArrayLike) -> Floats:
 
 
 def negative_energy(logits: ArrayLike) -> Floats:
-    """Log of the sum of exponentials (minus the energy of arXiv 2010.03759), shape (rows,)."""
+    """Log of the sum of exponentials, float64 of shape (rows,).
+
+    It is minus the free energy of arXiv 2010.03759, equation 4, at temperature 1.
+
+    >>> negative_energy([[0.0, 0.0]]).round(2).tolist()
+    [0.69]
+    """
     return _logsumexp(np.asarray(logits, dtype=np.float64))
 
 
@@ -98,6 +127,16 @@ def agreement(logits: ArrayLike, previous: ArrayLike | None) -> Floats:
     """Log-odds of the answer under the mean of this stage's and the previous one's probabilities.
 
     Without a previous stage it is :func:`max_probability_log_odds`.
+
+    Args:
+        logits: has shape (rows, classes).
+        previous: has the same shape, or is None.
+
+    Returns:
+        float64 of shape (rows,).
+
+    >>> agreement([[0.0, 3.0]], [[3.0, 0.0]]).tolist()
+    [0.0]
     """
     if previous is None:
         return max_probability_log_odds(logits)
@@ -129,15 +168,15 @@ def _shown_margin(score: ArrayLike) -> Floats:
 def _compared_margin(shown: ArrayLike) -> Floats:
     values = np.clip(np.asarray(shown, dtype=np.float64), 0.0, 1.0)
     with np.errstate(divide="ignore"):
-        # A margin of 0 exits at a threshold of 0 like any other.
+        # At a threshold of 0 a margin of 0 exits too.
         return np.where(values > 0, 2 * np.arctanh(values), -np.inf)
 
 
-def _shown_certainty(score: ArrayLike) -> Floats:
+def _shown_entropy(score: ArrayLike) -> Floats:
     return np.exp(-np.exp(-np.asarray(score, dtype=np.float64)))
 
 
-def _compared_certainty(shown: ArrayLike) -> Floats:
+def _compared_entropy(shown: ArrayLike) -> Floats:
     values = np.clip(np.asarray(shown, dtype=np.float64), 0.0, 1.0)
     with np.errstate(divide="ignore"):
         return -np.log(-np.log(values))
@@ -145,49 +184,65 @@ def _compared_certainty(shown: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class ConfidenceScore:
-    """A score by name.
+    """A confidence score, told apart by its name and parameters.
 
     Attributes:
-        score: called with logits (rows, classes), the stage's number from 0, and the logits of
-            the stage before where that ran, else None; gives comparable scores (rows,).
-        shown: scores to the scale from 0 to 1 that users see and thresholds are given on.
-        compared: that scale back to scores.
-        uses_previous: whether the stage before makes a difference.
-        needs_logits: whether logarithms of probabilities will not do.
-        parameters: what was learned, by stage; None for a score that learns nothing.
+        name: one of ``SCORE_NAMES``.
+        parameters: per stage, the fitted values of the learned score; None for the others.
+
+    >>> SCORES["margin"].shown([0.0, 2.0]).round(2).tolist()
+    [0.0, 0.76]
     """
 
     name: str
-    score: Callable[[ArrayLike, int, ArrayLike | None], Floats]
-    shown: Callable[[ArrayLike], Floats]
-    compared: Callable[[ArrayLike], Floats]
-    uses_previous: bool = False
-    needs_logits: bool = False
     parameters: tuple[tuple[float, ...], ...] | None = None
 
+    @property
+    def uses_previous(self) -> bool:
+        """Whether the logits of the previous stage change the score."""
+        return self.name == "agreement"
 
-SCORES = {
-    DEFAULT_SCORE: ConfidenceScore(
-        DEFAULT_SCORE, lambda logits, *_: max_probability_log_odds(logits), sigmoid, logit
-    ),
-    "margin": ConfidenceScore(
-        "margin", lambda logits, *_: margin(logits), _shown_margin, _compared_margin
-    ),
-    "entropy": ConfidenceScore(
-        "entropy", lambda logits, *_: certainty(logits), _shown_certainty, _compared_certainty
-    ),
-    "energy": ConfidenceScore(
-        "energy", lambda logits, *_: negative_energy(logits), sigmoid, logit, needs_logits=True
-    ),
-    "agreement": ConfidenceScore(
-        "agreement",
-        lambda logits, _, previous: agreement(logits, previous),
-        sigmoid,
-        logit,
-        uses_previous=True,
-    ),
-}
+    @property
+    def needs_logits(self) -> bool:
+        """Whether logarithms of probabilities cannot stand in for logits."""
+        return self.name == "energy"
+
+    def score(self, logits: ArrayLike, stage: int, previous: ArrayLike | None) -> Floats:
+        """Comparable scores, float64 of shape (rows,).
+
+        Args:
+            logits: has shape (rows, classes).
+            stage: numbers the stage, from 0.
+            previous: holds the logits of the previous stage, or None if that did not run.
+        """
+        if self.parameters is not None:
+            *weights, bias = self.parameters[stage]
+            result: Floats = output_features(logits) @ np.array(weights) + bias
+            return result
+        return agreement(logits, previous) if self.uses_previous else _OWN_SCORES[self.name](logits)
+
+    def shown(self, score: ArrayLike) -> Floats:
+        """Scores on the scale from 0 to 1 that users see and thresholds are given on."""
+        return _SCALES.get(self.name, _LOG_ODDS)[0](score)
+
+    def compared(self, shown: ArrayLike) -> Floats:
+        """Comparable scores from that scale."""
+        return _SCALES.get(self.name, _LOG_ODDS)[1](shown)
+
+
 LEARNED = "learned"
+_OWN_SCORES: dict[str, Callable[[ArrayLike], Floats]] = {
+    DEFAULT_SCORE: max_probability_log_odds,
+    "margin": margin,
+    "entropy": negative_log_entropy,
+    "energy": negative_energy,
+}
+_LOG_ODDS = (sigmoid, logit)
+_SCALES = {
+    "margin": (_shown_margin, _compared_margin),
+    "entropy": (_shown_entropy, _compared_entropy),
+}
+SCORES = {name: ConfidenceScore(name) for name in (*_OWN_SCORES, "agreement")}
 SCORE_NAMES = (*SCORES, LEARNED)
 
 
@@ -195,27 +250,26 @@ def learned_score(parameters: Sequence[Sequence[float]]) -> ConfidenceScore:
     """Log-odds that a stage is right, by a logistic model on its own outputs.
 
     Args:
-        parameters: for each stage the weights of :func:`output_features`, then the bias; from
+        parameters: holds, per stage, the weights of :func:`output_features` and the bias, from
             :func:`cascadebert.deferral.search.learned.fit_learned_score`.
+
+    >>> learned_score([[1, 0, 0, 0, 0, 0.5]]).score([[0.0, 2.0]], 0, None).tolist()
+    [2.5]
     """
-    models = tuple(tuple(float(value) for value in model) for model in parameters)
-
-    def score(logits: ArrayLike, stage: int, _: ArrayLike | None) -> Floats:
-        *weights, bias = models[stage]
-        result: Floats = output_features(logits) @ np.array(weights) + bias
-        return result
-
-    return ConfidenceScore(LEARNED, score, sigmoid, logit, parameters=models)
+    return ConfidenceScore(LEARNED, tuple(tuple(map(float, model)) for model in parameters))
 
 
 def output_features(logits: ArrayLike) -> Floats:
-    """What a learned score sees of a stage's outputs, float64 of shape (rows, 3 + classes).
+    """Features of a learned score, float64 of shape (rows, 3 + classes).
 
-    Log-odds of the answer, its margin, minus the log of the entropy, and which class it is.
+    They are the answer's log-odds, the margin, the negative log entropy, and the class one-hot.
+
+    >>> output_features([[0.0, 3.0]]).round(2).tolist()
+    [[3.0, 3.0, 1.66, 0.0, 1.0]]
     """
     values = np.asarray(logits, dtype=np.float64)
     classes = np.arange(values.shape[1])
-    columns = [max_probability_log_odds(values), margin(values), certainty(values)]
+    columns = [max_probability_log_odds(values), margin(values), negative_log_entropy(values)]
     scores = np.clip(np.stack(columns, axis=1), -_LARGEST_FEATURE, _LARGEST_FEATURE)
     return np.hstack([scores, values.argmax(axis=1)[:, None] == classes])
 
@@ -229,19 +283,22 @@ def confidence_score(
     """The score called ``name``.
 
     Args:
-        name: one of ``SCORE_NAMES``.
-        parameters: of the learned score.
+        name: is one of ``SCORE_NAMES``.
+        parameters: belong to the learned score; the others ignore them.
 
     Raises:
-        InputError: there is none of this name, or the learned one without its parameters.
+        InputError: the name is unknown, or the learned score has no parameters.
+
+    >>> confidence_score("margin").name
+    'margin'
     """
     if name == LEARNED:
         if parameters is None:
-            raise InputError("the learned confidence score comes without its parameters")
+            raise InputError("the learned confidence score has no parameters; fit it")
         return learned_score(parameters)
     if name not in SCORES:
         raise InputError(
-            f"no confidence score is called {name!r}; there are {', '.join(SCORE_NAMES)}"
+            f"unknown confidence score {name!r}; choose one of {', '.join(SCORE_NAMES)}"
         )
     return SCORES[name]
 
@@ -252,10 +309,14 @@ def stage_scores(
     """Scores of every stage, float64 of shape (stages, rows).
 
     Args:
-        score: the confidence score.
-        logits: one array (rows, classes) a stage.
-        alone: as if no stage had run before. The last stage's are always such, as a row may come
-            to it from anywhere.
+        score: computes the scores.
+        logits: holds one array (rows, classes) per stage.
+        alone: scores each stage as if no other had run before. The last stage is always scored
+            so, because a row may reach it from any stage.
+
+    >>> logits = [[[0.0, 1.0]], [[0.0, 3.0]]]
+    >>> stage_scores(confidence_score("max_probability"), logits).tolist()
+    [[1.0], [3.0]]
     """
     last = len(logits) - 1
     previous = [None, *logits[:-1]]
