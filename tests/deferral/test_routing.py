@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadebert.deferral.routing import Thresholds, row_costs, speedup
+from cascadebert.deferral.routing import Thresholds, path_costs, speedup
 from cascadebert.errors import InputError
 
 # The authors' run on the 408 rows of MRPC dev, 2 and 12 layers: rows that exit at stage 1
@@ -36,13 +36,13 @@ def test_range_of_the_published_pair() -> None:
 def test_stage_that_is_not_passed_costs_nothing() -> None:
     assert Thresholds((1.0, 0.3)).runs.tolist() == [False, True, True]
     passed = [[False, True, False], [False, True, True], [True, False, True]]
-    assert row_costs(passed, [1, 10, 100]).tolist() == [10, 110, 101]
+    assert path_costs(passed, [1, 10, 100]).tolist() == [10, 110, 101]
     assert speedup([[False, True]] * 5, [2, 12]) == 1.0
 
 
 def test_costs_of_each_row() -> None:
     costs = [[1, 10], [2, 20], [3, 30]]
-    assert row_costs(up_to([1, 2, 2], 2), costs).tolist() == [1, 22, 33]
+    assert path_costs(up_to([1, 2, 2], 2), costs).tolist() == [1, 22, 33]
     assert speedup(up_to([1, 2, 2], 2), costs) == pytest.approx(60 / 56)
 
 
@@ -53,7 +53,7 @@ def test_costs_of_each_row() -> None:
 def test_cost_is_the_sum_of_the_stages_passed(stage: list[int], costs: list[float]) -> None:
     expected = [sum(costs[:s]) for s in stage]
     passed = up_to(stage, 4)
-    np.testing.assert_allclose(row_costs(passed, costs), expected)
+    np.testing.assert_allclose(path_costs(passed, costs), expected)
     assert speedup(passed, costs) == pytest.approx(len(stage) * costs[-1] / sum(expected))
 
 

@@ -1,4 +1,4 @@
-"""Logits to logits whose softmax can be trusted: what calibrations are when a cascade runs.
+"""Calibrations: maps from logits to logits whose softmax matches the observed frequencies.
 
 :mod:`cascadebert.deferral.fit_calibration` fits them on held-out rows.
 """
@@ -14,31 +14,46 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cascadebert.deferral.confidence import Floats, softmax
+from cascadebert.deferral.plain import plain_number
 
 _LEAST_PROBABILITY = 1e-9
 
 
 class Calibration(Protocol):
-    """A fitted calibration; a frozen dataclass of plain values, kept in ``cascade.json``."""
+    """A fitted calibration: a frozen dataclass of plain values, stored in ``cascade.json``."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Its name in ``cascade.json``."""
+        ...
 
     def __call__(self, logits: ArrayLike) -> Floats:
-        """Calibrated logits, float64 of shape (rows, classes)."""
+        """Calibrated logits, float64 of shape (rows, classes).
+
+        Args:
+            logits: has the same shape.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Logits divided by one number (Guo et al., arXiv 1706.04599); no answer changes."""
+    """Logits divided by one number (Guo et al., arXiv 1706.04599, equation 9); no answer changes.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+
+    >>> Temperature(2.0)([[0.0, 3.0]]).tolist()
+    [[0.0, 1.5]]
+    """
 
     temperature: float
     kind: str = field(default="temperature", init=False)
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature is {self.temperature}")
+            raise ValueError(f"temperature is {self.temperature}; give a positive finite number")
 
     def __call__(self, logits: ArrayLike) -> Floats:
         return np.asarray(logits, dtype=np.float64) / self.temperature
@@ -46,15 +61,23 @@ class Temperature:
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """Each class's logit scaled and shifted by its own numbers (arXiv 1706.04599)."""
+    """Logits scaled and shifted per class (arXiv 1706.04599, section 4.2).
+
+    Raises:
+        ValueError: scale and shift are not finite numbers, one per class each.
+
+    >>> VectorScaling((1.0, 2.0), (0.0, -1.0))([[0.0, 3.0]]).tolist()
+    [[0.0, 5.0]]
+    """
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     kind: str = field(default="vector", init=False)
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         if len(self.scale) != len(self.shift) or not np.isfinite([*self.scale, *self.shift]).all():
-            raise ValueError("scale and shift are not finite numbers, one each a class")
+            raise ValueError("scale and shift are not finite numbers, one per class each")
 
     def __call__(self, logits: ArrayLike) -> Floats:
         values: Floats = np.asarray(logits, dtype=np.float64) * self.scale + self.shift
@@ -63,10 +86,20 @@ class VectorScaling:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Each class's probability through a rising step line of its own, then normalised.
+    """Probabilities mapped by one rising line per class, then normalised.
 
-    ``before`` and ``after`` have the corners of the lines: one for two classes, that of the
-    second class, else one a class.
+    Zadrozny and Elkan (KDD 2002) describe it.
+
+    Attributes:
+        before: x-coordinates of the corners of each line; with two classes there is one line, of
+            the second class.
+        after: y-coordinates of the same corners.
+
+    Raises:
+        ValueError: the lines do not rise, or their coordinates differ in number.
+
+    >>> Isotonic(((0.0, 1.0),), ((0.5, 1.0),))([[0.0, 0.0]]).round(2).tolist()
+    [[-1.39, -0.29]]
     """
 
     before: tuple[tuple[float, ...], ...]
@@ -74,6 +107,7 @@ class Isotonic:
     kind: str = field(default="isotonic", init=False)
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         lines = [*self.before, *self.after]
         if [len(line) for line in self.before] != [len(line) for line in self.after]:
             raise ValueError("before and after differ in length")
@@ -89,7 +123,7 @@ class Isotonic:
             lines = zip(probabilities.T, self.before, self.after, strict=True)
             mapped = np.stack([np.interp(*line) for line in lines], axis=1)
         total = mapped.sum(axis=1, keepdims=True)
-        # Where every line gives 0 nothing is known of the row.
+        # Where every line gives 0, all classes are equally likely.
         mapped = np.where(total > 0, mapped / np.where(total > 0, total, 1), 1 / mapped.shape[1])
         return np.log(np.maximum(mapped, _LEAST_PROBABILITY))
 
@@ -97,18 +131,30 @@ class Isotonic:
 def read_calibration(values: Mapping[str, Any] | None) -> Calibration | None:
     """A calibration from its values in ``cascade.json``.
 
+    Args:
+        values: holds its kind and fields, or is None.
+
     Raises:
-        KeyError, TypeError, ValueError: they are not those of a calibration.
+        KeyError, TypeError, ValueError, InputError: they do not make a calibration.
+
+    >>> read_calibration({"kind": "temperature", "temperature": 2})
+    Temperature(temperature=2.0, kind='temperature')
     """
     if values is None:
         return None
-    own = {name: _tuples(value) for name, value in values.items() if name != "kind"}
+    own = {name: value for name, value in values.items() if name != "kind"}
     kinds = {"temperature": Temperature, "vector": VectorScaling, "isotonic": Isotonic}
     calibration: Calibration = kinds[values["kind"]](**own)
     return calibration
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return float(value)
+def _make_plain(calibration: Calibration) -> None:
+    for name, value in vars(calibration).items():
+        if name != "kind":
+            object.__setattr__(calibration, name, _plain(value, f"the calibration's {name}"))
+
+
+def _plain(value: Any, what: str) -> Any:
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(_plain(item, what) for item in value)
+    return float(plain_number(value, what))

@@ -1,4 +1,4 @@
-"""Which way a row takes through the stages, given its confidence in each and the thresholds."""
+"""The route of a row through the stages, given its confidence in each and the thresholds."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.confidence import ConfidenceScore, Floats
+from cascadebert.deferral.plain import plain_number
 from cascadebert.errors import InputError
 
 ALWAYS_EXIT = 0.0
 NEVER_EXIT = 1.0
-"""A stage whose threshold is this or more lets no row exit, and so is not run at all."""
+"""At this exit threshold or above no row exits, so the stage is not run."""
 EXIT, STAY, SKIP, ABSTAIN = range(4)
-"""What becomes of a row after a stage: an answer, the next stage, the last stage, no answer."""
+"""What follows a stage: its answer, the next stage, the last stage, or no answer."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where rows exit, go straight to the last stage, or get no answer; all on the shown scale.
+    """Confidences above which rows exit, are deferred, or get an answer; all on the shown scale.
 
     Attributes:
-        exits: one a stage but the last. A row exits where its confidence is above it. At 1 and
-            more the stage is not run, at 0 every row exits.
-        skips: one a stage but the last two. A row that does not exit goes straight to the last
-            stage where its confidence is not above it. At 0 no row does.
+        exits: one per stage except the last. A row exits where its confidence is above it. At 1
+            and above the stage is not run; at 0 every row exits.
+        skips: one per stage except the last two. A row that does not exit goes straight to the
+            last stage where its confidence is not above it. At 0 no row does.
         abstain: of the last stage. A row that reaches it gets no answer where its confidence is
             not above it. At 0 every row gets one.
+
+    Raises:
+        InputError: a threshold is not a number.
+
+    >>> Thresholds((0.9, 0.8))
+    Thresholds(exits=(0.9, 0.8), skips=(0.0,), abstain=0.0)
     """
 
     exits: tuple[float, ...]
@@ -37,40 +44,44 @@ class Thresholds:
     abstain: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.skips:
-            object.__setattr__(self, "skips", (0.0,) * max(len(self.exits) - 1, 0))
+        values = {
+            "exits": tuple(map(_plain, self.exits)),
+            "skips": tuple(map(_plain, self.skips)) or (0.0,) * max(len(self.exits) - 1, 0),
+            "abstain": _plain(self.abstain),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def last_stage_alone(cls, stages: int) -> Thresholds:
+        """Thresholds under which the last of so many stages answers every row."""
         return cls((NEVER_EXIT,) * (stages - 1))
 
     @property
     def runs(self) -> NDArray[np.bool_]:
-        """Which stages are run at all, bool of shape (stages,); the last always."""
+        """Which stages are run, bool of shape (stages,); the last stage always is."""
         return np.append(np.asarray(self.exits) < NEVER_EXIT, True)
 
     @property
     def by_stage(self) -> list[tuple[float, float]]:
-        """What a row's confidence must be above to get an answer, and up to which it skips ahead,
-        for every stage; 0 where there is no such threshold.
-        """
+        """Per stage, the threshold of an answer and the skip threshold; 0 where there is none."""
         skips = (*self.skips, 0.0, 0.0)
         return list(zip((*self.exits, self.abstain), skips, strict=False))
 
     @property
     def only_stage(self) -> int | None:
-        """The stage, from 0, that no row leaves for another; None where there are several."""
+        """The stage, from 0, that alone answers every row; None where several stages answer."""
         first = int(self.runs.argmax())
         alone = first == len(self.exits) or self.exits[first] <= ALWAYS_EXIT
         return first if alone else None
 
     def decide(self, scores: Floats, stage: int, score: ConfidenceScore) -> NDArray[np.int64]:
-        """What becomes of rows after a stage.
+        """What follows a stage, for each row.
 
         Args:
-            scores: comparable confidence scores, shape (rows,).
-            stage: the stage that they are of, counted from 0.
-            score: the confidence score.
+            scores: holds the comparable scores of the stage, shape (rows,).
+            stage: numbers the stage, from 0.
+            score: converts thresholds to comparable scores.
 
         Returns:
             EXIT, STAY, SKIP or ABSTAIN, int64 of shape (rows,).
@@ -86,24 +97,29 @@ class Thresholds:
         return decided
 
     def check(self, stages: int) -> None:
-        """Refuse thresholds that a cascade of so many stages cannot have.
+        """Refuse thresholds that do not fit a cascade.
+
+        Args:
+            stages: counts its stages.
 
         Raises:
-            InputError: too many or too few, or not all from 0 up and finite.
+            InputError: their number is wrong, or one is negative, infinite or NaN.
         """
         if len(self.exits) != stages - 1:
             raise InputError(
                 f"{len(self.exits)} thresholds for {stages} stages; "
-                f"give {stages - 1}, one a stage but the last"
+                f"give {stages - 1}, one per stage except the last"
             )
         if len(self.skips) != max(stages - 2, 0):
             raise InputError(
                 f"{len(self.skips)} skip thresholds for {stages} stages; "
-                f"give {max(stages - 2, 0)}, one a stage but the last two"
+                f"give {max(stages - 2, 0)}, one per stage except the last two"
             )
         values = (*self.exits, *self.skips, self.abstain)
         if not all(0 <= value < math.inf for value in values):
-            raise InputError(f"thresholds {values} are not all numbers from 0 up; mend them")
+            raise InputError(
+                f"thresholds {values} are not all finite numbers from 0 up; change them"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,9 +127,9 @@ class Routes:
     """Where rows end, and what they cost on the way.
 
     Attributes:
-        end: the stage that answers, counted from 0; the number of stages where none does; int64
-            of shape (rows,).
-        cost: of each row, float64 of shape (rows,).
+        end: the stage that answers, from 0, or the number of stages where none does; int64 of
+            shape (rows,).
+        cost: cost per row, float64 of shape (rows,).
     """
 
     end: NDArray[np.int64]
@@ -130,11 +146,17 @@ def route(
     """Send rows through the stages.
 
     Args:
-        scores: comparable confidence scores, shape (stages, rows).
-        costs: of each row in each stage, shape (rows, stages).
-        thresholds: of all stages.
-        score: the confidence score that the scores are of.
-        first: stage, from 0, that all rows start at.
+        scores: holds comparable scores, shape (stages, rows).
+        costs: holds the cost of each row in each stage, shape (rows, stages).
+        thresholds: decide where rows end.
+        score: converts thresholds to comparable scores.
+        first: is the stage, from 0, at which all rows start.
+
+    >>> from cascadebert.deferral.confidence import confidence_score
+    >>> scores, costs = np.array([[3.0, 1.0], [2.0, 2.0]]), np.array([[1.0, 10.0]] * 2)
+    >>> found = route(scores, costs, Thresholds((0.9,)), confidence_score("max_probability"))
+    >>> found.end.tolist(), found.cost.tolist()
+    ([0, 1], [1.0, 11.0])
     """
     end, cost, _ = _advance(scores, costs, thresholds, score, first, len(scores) - 1)
     last = np.flatnonzero(end < 0)
@@ -146,7 +168,7 @@ def route(
 def arrivals(
     scores: Floats, costs: Floats, thresholds: Thresholds, score: ConfidenceScore, stage: int
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Rows that come to a stage (from 0), and what each has cost until there.
+    """Rows that reach a stage, numbered from 0, and their cost before it.
 
     Returns:
         Positions, int64 of shape (arrivals,), and costs, float64 of the same shape.
@@ -158,7 +180,7 @@ def arrivals(
 
 
 def last_ends(scores: Floats, thresholds: Thresholds, score: ConfidenceScore) -> NDArray[np.int64]:
-    """Where rows end that come to the last stage, int64 of shape (rows,)."""
+    """Where each row would end at the last stage, int64 of shape (rows,)."""
     last = len(scores) - 1
     return np.where(thresholds.decide(scores[-1], last, score) == EXIT, last, last + 1)
 
@@ -171,11 +193,11 @@ def _advance(
     first: int,
     stop: int,
 ) -> tuple[NDArray[np.int64], Floats, NDArray[np.int64]]:
-    """All rows from stage ``first`` up to stage ``stop``.
+    """Send all rows from stage ``first`` up to stage ``stop``.
 
     Returns:
-        Where rows have ended, -1 where they have not; what they have cost; and which rows come
-        to ``stop``. Those that skip to the last stage are not among them.
+        Where rows have ended, -1 where they have not; their cost so far; and the rows that reach
+        ``stop``, without those that skip to the last stage.
     """
     rows = scores.shape[1]
     runs = thresholds.runs
@@ -193,20 +215,27 @@ def _advance(
 
 
 def compared(score: ConfidenceScore, thresholds: Sequence[float]) -> Floats:
-    """Thresholds from the shown scale to the one that scores are compared on."""
+    """Comparable scores of thresholds, float64 of the same shape."""
     return np.asarray(score.compared(np.asarray(thresholds, dtype=np.float64)))
 
 
-def row_costs(passed: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
-    """Cost of each row: the sum over the stages that it went through.
+def _plain(threshold: object) -> float:
+    return float(plain_number(threshold, "a threshold"))
+
+
+def path_costs(passed: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
+    """Cost of each row's path: the sum over the stages that it went through.
 
     Args:
-        passed: whether each row went through each stage, bool of shape (rows, stages).
-        costs: cost of one row in each stage, shape (stages,), or each row's own, shape
-            (rows, stages); in any unit.
+        passed: tells whether each row went through each stage, bool of shape (rows, stages).
+        costs: holds the cost per row of each stage, shape (stages,), or of each row in each stage,
+            shape (rows, stages); in any unit.
 
     Returns:
         float64 of shape (rows,).
+
+    >>> path_costs([[True, False], [True, True]], [2, 12]).tolist()
+    [2.0, 14.0]
     """
     spent = np.where(np.asarray(passed, dtype=np.bool_), np.asarray(costs, dtype=np.float64), 0.0)
     result: NDArray[np.float64] = spent.sum(axis=1)
@@ -216,14 +245,22 @@ def row_costs(passed: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
 def speedup(passed: ArrayLike, costs: ArrayLike) -> float:
     """Cost of the last stage alone over the cost of the cascade.
 
-    With layers as costs this is the speed-up of arXiv 2012.14682: 12 / mean of {2, 14} for two
+    With layers as costs it is the speed-up of arXiv 2012.14682: 12 over the mean of {2, 14} for two
     stages of 2 and 12 layers.
 
+    Args:
+        passed: tells whether each row went through each stage, bool of shape (rows, stages).
+        costs: holds the cost per row of each stage, shape (stages,), or of each row in each stage,
+            shape (rows, stages); in any unit.
+
     Raises:
-        InputError: no rows.
+        InputError: there are no rows.
+
+    >>> speedup([[True, False], [True, True]], [2, 12])
+    1.5
     """
     went = np.asarray(passed, dtype=np.bool_)
     if not len(went):
         raise InputError("the speed-up of no rows is not defined; give at least one row")
     table = np.broadcast_to(np.asarray(costs, dtype=np.float64), went.shape)
-    return float(table[:, -1].sum() / row_costs(went, table).sum())
+    return float(table[:, -1].sum() / path_costs(went, table).sum())

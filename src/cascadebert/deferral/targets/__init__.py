@@ -1,9 +1,8 @@
-"""What users ask of a cascade.
+"""Targets: what users ask of a cascade.
 
-Each target says how far thresholds are from it on the rows that propose, for the search, and
-tests its promise on the rows that certify. All but one have a loss that each row contributes by
-the stage it ends at, with the promise that the expected loss is not above 0; so the search needs to
-add up tables only.
+The search asks a target how far thresholds miss it on the proposing rows. The test asks it for a
+p-value on the certifying rows. All targets but one have a loss per row that depends on the stage
+where the row ends, and promise that the expected loss is at most 0, so the search adds up tables.
 """
 
 from __future__ import annotations
@@ -59,5 +58,18 @@ _KINDS: dict[str, Callable[..., Target]] = {
 
 
 def target_of(kind: str, value: float, label: str | None = None) -> Target:
-    """A target by the name of its kind, as certificates have it."""
+    """The target that a certificate records.
+
+    Args:
+        kind: names the class.
+        value: is its number.
+        label: is its label, if it has one.
+
+    Raises:
+        KeyError: the kind is unknown.
+        InputError: the value is out of range.
+
+    >>> target_of("MinRecall", 0.9, "spam")
+    MinRecall(label='spam', value=0.9)
+    """
     return _KINDS[kind](value) if label is None else _KINDS[kind](label, value)

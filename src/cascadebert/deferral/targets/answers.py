@@ -1,4 +1,4 @@
-"""Targets on the answers: the least cost among the thresholds that keep them."""
+"""Targets on the answers: of the thresholds that keep them, the cheapest win."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
+from cascadebert.deferral.plain import make_plain
 from cascadebert.deferral.pvalues import paired_p_value
 from cascadebert.deferral.targets.base import OnAnswers, Share, bounded_mean_p_value
 from cascadebert.errors import InputError
@@ -16,13 +17,21 @@ from cascadebert.errors import InputError
 
 @dataclass(frozen=True)
 class MaxDrop(OnAnswers):
-    """Lose at most ``value`` of the last stage's accuracy (0.01 is one point), at least cost."""
+    """An accuracy at most ``value`` below the last stage's (0.01 is one point).
+
+    Raises:
+        InputError: the value is not a number in [0, 1).
+
+    >>> print(MaxDrop(0.01))
+    an accuracy at most 0.01 below the last stage's
+    """
 
     value: float
     reference_keeps_it = True
     quantity = "the drop in accuracy"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not 0 <= self.value < 1:
             raise InputError(
                 f"a drop in accuracy of {self.value} is not in [0, 1); 0.01 means one point"
@@ -50,7 +59,14 @@ class MaxDrop(OnAnswers):
 
 @dataclass(frozen=True)
 class MinAccuracy(Share):
-    """Be right on a share of ``value`` of the rows or more, at least cost."""
+    """An accuracy of at least ``value``.
+
+    Raises:
+        InputError: the value is not a number in (0, 1).
+
+    >>> print(MinAccuracy(0.9))
+    an accuracy of at least 0.9
+    """
 
     value: float
 
@@ -62,9 +78,13 @@ class MinAccuracy(Share):
 
 @dataclass(frozen=True)
 class MinAgreement(Share):
-    """Answer as the last stage does on a share of ``value`` of the rows or more, at least cost.
+    """The last stage's answer on a share of at least ``value`` of the rows; it needs no labels.
 
-    It needs no labels.
+    Raises:
+        InputError: the value is not a number in (0, 1).
+
+    >>> print(MinAgreement(0.98))
+    the last stage's answer on a share of at least 0.98 of the rows
     """
 
     value: float
@@ -82,11 +102,14 @@ class MinAgreement(Share):
 
 @dataclass(frozen=True)
 class ShareOfLabel(Share):
-    """A share that is about one label.
+    """A share that concerns one label.
 
     Args:
-        label: its name, or its class index where the classes have no names.
-        value: the share, or the score.
+        label: names a class, or is its index where the classes have no names.
+        value: is the least share or score.
+
+    Raises:
+        InputError: the value is not a number in (0, 1), or the label is not a string or int.
     """
 
     label: str | int
@@ -102,7 +125,11 @@ class ShareOfLabel(Share):
 
 @dataclass(frozen=True)
 class MinRecall(ShareOfLabel):
-    """Find a share of ``value`` or more of the rows of one label, at least cost."""
+    """A recall of at least ``value`` for one label.
+
+    >>> print(MinRecall("spam", 0.9))
+    a recall of at least 0.9 for label 'spam'
+    """
 
     called = "a recall"
 
@@ -113,7 +140,11 @@ class MinRecall(ShareOfLabel):
 
 @dataclass(frozen=True)
 class MinPrecision(ShareOfLabel):
-    """Be right on a share of ``value`` or more of the rows that get one label, at least cost."""
+    """A precision of at least ``value`` for one label.
+
+    >>> print(MinPrecision("spam", 0.9))
+    a precision of at least 0.9 for label 'spam'
+    """
 
     called = "a precision"
 
@@ -123,10 +154,13 @@ class MinPrecision(ShareOfLabel):
 
 @dataclass(frozen=True)
 class MinF1(ShareOfLabel):
-    """An F1 score of ``value`` or more for one label, at least cost.
+    """An F1 score of at least ``value`` for one label.
 
-    F1 is 2 p / (1 + p) for p the share of hits among the rows that have the label, get it, or
-    both; so it is promised as exactly as that share.
+    F1 is 2 p / (1 + p), where p is the share of hits among the rows that have the label, get it,
+    or both. So the test of that share is an exact test of F1.
+
+    >>> print(MinF1("spam", 0.9))
+    an F1 score of at least 0.9 for label 'spam'
     """
 
     called = "an F1 score"
@@ -147,15 +181,21 @@ class MinF1(ShareOfLabel):
 
 @dataclass(frozen=True)
 class MaxErrorWhenAnswering(Share):
-    """Be wrong on a share of ``value`` of the answered rows at most; leave others unanswered.
+    """A share of wrong answers of at most ``value`` among the rows answered; others abstain.
 
-    Rows that even the last stage is unsure of are returned as abstained. Unless other targets
-    say otherwise, at most ``coverage_drop`` fewer rows are to be answered than the last stage alone
-    could answer under the same limit, at least cost; that is sought, not promised.
+    The cascade abstains on rows of which the last stage is unsure too. Unless ``MinCoverage`` is
+    given as well, the search aims to answer at most ``coverage_drop`` fewer rows than the last
+    stage alone could under the same limit. That aim is not certified.
 
     Args:
-        value: the share of wrong answers.
-        coverage_drop: share of all rows.
+        value: limits the share of wrong answers.
+        coverage_drop: is a share of all rows.
+
+    Raises:
+        InputError: the value is not a number in (0, 1), or the coverage drop not in [0, 1).
+
+    >>> print(MaxErrorWhenAnswering(0.05))
+    a share of wrong answers of at most 0.05 among the rows answered
     """
 
     value: float
@@ -166,7 +206,9 @@ class MaxErrorWhenAnswering(Share):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.coverage_drop < 1:
-            raise InputError(f"a coverage drop of {self.coverage_drop} is not in [0, 1)")
+            raise InputError(
+                f"a coverage drop of {self.coverage_drop} is not in [0, 1); 0.01 means one point"
+            )
 
     @property
     def least(self) -> float:
@@ -184,7 +226,14 @@ class MaxErrorWhenAnswering(Share):
 
 @dataclass(frozen=True)
 class MinCoverage(Share):
-    """Answer a share of ``value`` of the rows or more, beside a limit on errors."""
+    """An answer to a share of at least ``value`` of the rows, next to a limit on errors.
+
+    Raises:
+        InputError: the value is not a number in (0, 1).
+
+    >>> print(MinCoverage(0.8))
+    an answer to a share of at least 0.8 of the rows
+    """
 
     value: float
     needs_labels = False

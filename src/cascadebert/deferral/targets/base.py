@@ -1,4 +1,4 @@
-"""What a target must tell the search and the test, and the two kinds that most targets are of."""
+"""The protocol of targets, and the base classes of targets on answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
+from cascadebert.deferral.plain import make_plain
 from cascadebert.deferral.pvalues import binomial_p_value, mean_p_value
 from cascadebert.errors import InputError
 
@@ -18,13 +19,13 @@ class Target(Protocol):
     """What the user wants; drops and speed-ups are against the last stage alone (the reference).
 
     Attributes:
-        value: the number in it.
-        needs_labels: whether answers are judged by labels, or by the last stage's answers.
-        on_cost: whether it is a promise about the cost, which the cheapest thresholds keep best, or
-            about the answers.
-        reference_keeps_it: whether the last stage alone keeps it by what it is, without a test.
-        abstains: whether it gives the search leave to leave rows unanswered.
-        quantity: what the number is of, with its article.
+        value: the limit.
+        needs_labels: whether labels judge the answers; otherwise the last stage's answers do.
+        on_cost: whether the promise is about the cost, which the cheapest thresholds keep best;
+            otherwise it is about the answers.
+        reference_keeps_it: whether the last stage alone keeps the promise by definition.
+        abstains: whether the search may leave rows unanswered.
+        quantity: what the limit is on, with its article.
     """
 
     @property
@@ -39,20 +40,21 @@ class Target(Protocol):
     abstains: bool
 
     def tables(self, rows: HeldOut) -> Floats:
-        """Numbers that the search adds up, by the way that a row ends.
+        """Numbers that the search adds up, by where a row ends.
 
         Returns:
-            float64 of shape (tables, stages + 1, rows), the last way to end being no answer.
+            float64 of shape (tables, stages + 1, rows); the last entry along the second axis is
+            for rows without an answer.
         """
         ...
 
     def risk(self, means: Floats, cost: Floats, rows: HeldOut) -> Floats:
-        """How far the target is missed; it is met where this is not above 0.
+        """How far each choice misses the target; at most 0 where it meets it.
 
         Args:
-            means: of the tables' entries over all rows, shape (tables, choices).
-            cost: mean of a row, shape (choices,).
-            rows: the rows that the means are of.
+            means: holds the mean of each table over all rows, shape (tables, choices).
+            cost: holds the mean cost per row, shape (choices,).
+            rows: are the rows that the means were taken over.
 
         Returns:
             float64 of shape (choices,).
@@ -60,26 +62,26 @@ class Target(Protocol):
         ...
 
     def losses(self, outcome: Outcome) -> Floats:
-        """What each row adds to the risk, float64 of shape (rows,)."""
+        """Loss per row, whose mean is the risk, float64 of shape (rows,)."""
         ...
 
     def p_value(self, outcome: Outcome) -> float:
-        """Of the null hypothesis that the promise does not hold for rows drawn as these were."""
+        """p-value of the null hypothesis that the promise is broken in the population."""
         ...
 
     def broken_p_value(self, outcome: Outcome) -> float:
-        """Of the null hypothesis that the promise does hold for rows drawn as these were."""
+        """p-value of the null hypothesis that the promise holds in the population."""
         ...
 
     def observed(self, outcome: Outcome) -> float:
-        """What the promise is about, as seen in these rows, in the unit of ``value``."""
+        """The quantity on these rows, in the unit of ``value``; NaN where it is undefined."""
         ...
 
     def __str__(self) -> str: ...
 
 
 class OnAnswers:
-    """A target on the answers: the expectation of one loss is to be 0 or less."""
+    """A target on the answers: it promises that the expected loss is at most 0."""
 
     needs_labels = True
     on_cost = False
@@ -87,7 +89,7 @@ class OnAnswers:
     abstains = False
 
     def table(self, rows: HeldOut) -> Floats:
-        """Loss of a row for each way to end, float64 of shape (stages + 1, rows)."""
+        """Loss of each row by where it ends, float64 of shape (stages + 1, rows)."""
         raise NotImplementedError
 
     def tables(self, rows: HeldOut) -> Floats:
@@ -102,16 +104,17 @@ class OnAnswers:
 
 
 class Share(OnAnswers):
-    """A share of at least ``value``, of rows picked by their label or by their answer.
+    """A share of at least ``value`` among rows picked by their label or answer.
 
-    Among the picked rows the number of misses is binomial, however many were picked.
+    The number of misses among the picked rows is binomial, given how many were picked.
     """
 
     value: float
     called: ClassVar[str]
-    """What the share is called, with its indefinite article."""
+    """Name of the share, with its indefinite article."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         refuse_share(self.value, self.called)
 
     def __str__(self) -> str:
@@ -123,14 +126,14 @@ class Share(OnAnswers):
 
     @property
     def least(self) -> float:
-        """The share of hits among the picked rows that is promised."""
+        """The promised share of hits among the picked rows."""
         return self.value
 
     def picked_and_hit(self, rows: HeldOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """For each way to end, whether the row counts, and whether it counts for the promise.
+        """Which rows are picked and which are hits, by where they end.
 
         Returns:
-            Both bool of shape (stages + 1, rows).
+            Two arrays of bool, both of shape (stages + 1, rows).
         """
         raise NotImplementedError
 
@@ -139,7 +142,7 @@ class Share(OnAnswers):
         return np.where(picked, self.least - hit, 0.0)
 
     def counts(self, outcome: Outcome) -> tuple[int, int]:
-        """Rows picked, and hits among them."""
+        """How many rows are picked, and how many of them are hits."""
         picked, hit = (outcome.of(table) for table in self.picked_and_hit(outcome.rows))
         return int(picked.sum()), int((picked & hit).sum())
 
@@ -160,9 +163,12 @@ def bounded_mean_p_value(losses: Floats, lowest: float, highest: float) -> float
     """p-value of the null hypothesis that the expected loss is above 0.
 
     Args:
-        losses: shape (rows,), in an order that does not depend on them.
-        lowest: loss that a row can have.
-        highest: loss that a row can have.
+        losses: have shape (rows,), in an order independent of their values.
+        lowest: bounds the loss of any row from below.
+        highest: bounds the loss of any row from above.
+
+    >>> round(bounded_mean_p_value(np.full(50, -0.5), -1.0, 1.0), 4)
+    0.0
     """
     if highest <= 0:
         return 0.0
@@ -171,7 +177,14 @@ def bounded_mean_p_value(losses: Floats, lowest: float, highest: float) -> float
 
 
 def refuse_share(value: float, what: str) -> None:
+    """Refuse a limit outside (0, 1).
+
+    Args:
+        value: is the limit.
+        what: names it in the error, with its article.
+
+    Raises:
+        InputError: it is out of range.
+    """
     if not 0 < value < 1:
-        raise InputError(
-            f"{what} of {value} is not a share of rows above 0 and below 1; 0.95 means 95 %"
-        )
+        raise InputError(f"{what} of {value} is not above 0 and below 1; 0.95 means 95 %")

@@ -1,4 +1,4 @@
-"""Targets on the mean cost of a row: the best accuracy within it."""
+"""Targets on the mean cost per row: of the thresholds that keep them, the most accurate win."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
+from cascadebert.deferral.plain import make_plain
 from cascadebert.deferral.targets.base import bounded_mean_p_value
 from cascadebert.errors import InputError
 
@@ -16,7 +17,7 @@ _LARGEST_SPEEDUP = 1e6
 
 
 class OnCost:
-    """A target on the mean cost of a row: the best accuracy within it."""
+    """A target on the mean cost per row."""
 
     needs_labels = True
     on_cost = True
@@ -27,11 +28,11 @@ class OnCost:
         return np.empty((0, rows.stages + 1, len(rows)))
 
     def losses(self, outcome: Outcome) -> Floats:
-        """What each row costs too much, float64 of shape (rows,)."""
+        """Excess cost per row, float64 of shape (rows,)."""
         raise NotImplementedError
 
     def bounds(self, outcome: Outcome) -> tuple[float, float]:
-        """The lowest and the highest loss of a row; none is taken to cost more than those seen."""
+        """The lowest and the highest loss; no row is assumed to cost more than those seen."""
         raise NotImplementedError
 
     def p_value(self, outcome: Outcome) -> float:
@@ -44,15 +45,23 @@ class OnCost:
 
 @dataclass(frozen=True)
 class Speedup(OnCost):
-    """Cost at most 1 / ``value`` of the last stage alone, at the best accuracy."""
+    """A mean cost of at most 1 / ``value`` of the last stage's.
+
+    Raises:
+        InputError: the value is not a number above 0 and at most a million.
+
+    >>> print(Speedup(4))
+    a speed-up of at least 4
+    """
 
     value: float
     quantity = "the speed-up"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not 0 < self.value <= _LARGEST_SPEEDUP:
             raise InputError(
-                f"a speed-up of {self.value} is not a number above 0, a million at most; 4 means 4x"
+                f"a speed-up of {self.value} is not above 0 and at most a million; 4 means 4x"
             )
 
     def risk(self, means: Floats, cost: Floats, rows: HeldOut) -> Floats:  # noqa: ARG002
@@ -74,17 +83,24 @@ class Speedup(OnCost):
 
 @dataclass(frozen=True)
 class MaxSecondsPerRow(OnCost):
-    """Take at most ``value`` seconds a row on average, at the best accuracy.
+    """A mean of at most ``value`` seconds per row, or of the unit of the costs.
 
-    With costs in another unit it limits those.
+    Raises:
+        InputError: the value is not a positive finite number.
+
+    >>> print(MaxSecondsPerRow(0.01))
+    at most 0.01 seconds per row
     """
 
     value: float
-    quantity = "the mean of seconds a row"
+    quantity = "the mean of seconds per row"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not 0 < self.value < math.inf:
-            raise InputError(f"{self.value} seconds a row is not a positive number")
+            raise InputError(
+                f"{self.value} seconds per row is not positive and finite; give 0.01 or the like"
+            )
 
     def risk(self, means: Floats, cost: Floats, rows: HeldOut) -> Floats:  # noqa: ARG002
         return cost / self.value - 1
@@ -99,4 +115,4 @@ class MaxSecondsPerRow(OnCost):
         return float(outcome.cost.mean())
 
     def __str__(self) -> str:
-        return f"at most {self.value:g} seconds a row"
+        return f"at most {self.value:g} seconds per row"

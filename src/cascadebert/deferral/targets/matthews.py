@@ -1,4 +1,4 @@
-"""Matthews correlation, which is no mean over rows."""
+"""The Matthews correlation, which is not a mean over rows."""
 
 from __future__ import annotations
 
@@ -9,31 +9,43 @@ import numpy as np
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
+from cascadebert.deferral.plain import make_plain
 from cascadebert.deferral.pvalues import binomial_interval
 from cascadebert.deferral.targets.base import OnAnswers, refuse_share
 from cascadebert.errors import InputError
 
+_LEVEL_DIGITS = 0.01
+_LEAST_LEVEL = 1e-9
+_SHARES = 101
+
 
 @dataclass(frozen=True)
 class MinMatthews(OnAnswers):
-    """A Matthews correlation of ``value`` or more between answers and labels, at least cost.
+    """A Matthews correlation of at least ``value`` between answers and labels of two classes.
 
-    For two classes. It is no mean over rows, so its promise takes more rows than others: the
-    share of the first class and the share of hits in either class each get an exact confidence
-    interval, and the worst of the box that they make counts.
+    It is not a mean over rows, so certifying it takes more rows than other targets do. The share of
+    the first class and the share of hits in each class get an exact confidence interval; the
+    lowest correlation in the box of these intervals is what the test compares with the value.
+
+    Raises:
+        InputError: the value is not a number in (0, 1).
+
+    >>> print(MinMatthews(0.6))
+    a Matthews correlation of at least 0.6
     """
 
     value: float
     quantity = "the Matthews correlation"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         refuse_share(self.value, "a Matthews correlation")
 
     def tables(self, rows: HeldOut) -> Floats:
         if len(rows.names) != 2:
             raise InputError(
-                f"MinMatthews is for two classes, these rows have {len(rows.names)}; for more no "
-                "promise can be made of it: ask for MinAccuracy, or MinF1 of a label"
+                f"MinMatthews is for two classes, these rows have {len(rows.names)}; "
+                "use MinAccuracy, or MinF1 per label"
             )
         return np.stack([~rows.right & (rows.truth == label) for label in (0, 1)]).astype(float)
 
@@ -57,12 +69,12 @@ class MinMatthews(OnAnswers):
         return _smallest_level(lambda level: self._bounds(outcome, level)[1] < self.value)
 
     def _bounds(self, outcome: Outcome, level: float) -> tuple[float, float]:
-        """The lowest and the highest correlation of the box; either is wrong at the level."""
+        """Confidence bounds of the correlation, each at the level."""
         sizes, hits = self._counts(outcome)
         if min(sizes) == 0:
             return -1.0, 1.0
-        # For the lowest only the lower ends of the shares of hits matter, for the highest the
-        # upper ones; of the class's share both ends do.
+        # The lower bound needs only the lower ends of the shares of hits, the upper bound only the
+        # upper ends; both need both ends of the class's share.
         ends = [
             binomial_interval(hit, size, 2 * level / 3)
             for hit, size in zip(hits, sizes, strict=True)
@@ -87,12 +99,8 @@ class MinMatthews(OnAnswers):
         return f"a Matthews correlation of at least {self.value:g}"
 
 
-_LEVEL_DIGITS = 0.01
-_SHARES = 101
-
-
 def _smallest_level(shown: Callable[[float], bool]) -> float:
-    """The smallest level at which something is shown, rounded up."""
+    """The smallest level at which ``shown`` is true, rounded up."""
     low, high = 0.0, 1.0
     while high - low > _LEVEL_DIGITS * high and high > _LEAST_LEVEL:
         level = (low + high) / 2
@@ -100,18 +108,18 @@ def _smallest_level(shown: Callable[[float], bool]) -> float:
     return high
 
 
-_LEAST_LEVEL = 1e-9
-
-
 def matthews(
     first_hits: float | Floats, second_hits: float | Floats, first: float | Floats
 ) -> Floats:
-    """Matthews correlation of two classes.
+    """Matthews correlation of two classes, float64 of the shape that the arguments broadcast to.
 
     Args:
-        first_hits: share of right answers among the rows of the first class.
-        second_hits: the same of the second class.
-        first: share of the rows that are of the first class.
+        first_hits: is the share of right answers among the rows of the first class.
+        second_hits: is the same for the second class.
+        first: is the share of rows that belong to the first class.
+
+    >>> matthews(0.9, 0.9, 0.5).round(6).tolist()
+    0.8
     """
     says_first = first * first_hits + (1 - first) * (1 - second_hits)
     spread = says_first * (1 - says_first)
