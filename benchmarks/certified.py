@@ -96,7 +96,7 @@ def checked(policy: Policy, target: Target, test: Replay) -> dict[str, Any]:
     certificate = policy.certificate
     assert certificate.seen is not None
     outcome = test.outcome(policy.routing)
-    fresh = test.seen(policy.routing, certificate.seen.edges)
+    fresh = test.summary(policy.routing, certificate.seen.edges)
     return {
         "target": str(target),
         "verdict": certificate.verdict,

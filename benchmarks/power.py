@@ -22,7 +22,7 @@ import numpy as np
 
 import common
 from cascadebert import MinAgreement, choose_thresholds
-from cascadebert.deferral.certificates.fixed_sequence import walk
+from cascadebert.deferral.certificates.fixed_sequence import fixed_sequence_test
 from cascadebert.deferral.confidence import confidence_score, logit, sigmoid
 from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.pvalues import binomial_p_value
@@ -64,8 +64,8 @@ def one_threshold(replay: Replay) -> Thresholds:
     stages = replay.rows.stages
     never = Thresholds.last_stage_alone(stages)
     path = [Thresholds((float(value),) * (stages - 1)) for value in SHARED]
-    passed = walk(path, lambda at: p_value(replay, at), LEVEL)
-    return path[len(passed) - 1] if passed else never
+    passed = fixed_sequence_test(path, lambda at: p_value(replay, at), LEVEL)
+    return passed[-1] if passed else never
 
 
 def grid(replay: Replay) -> Thresholds:

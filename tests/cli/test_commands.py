@@ -163,7 +163,7 @@ BAD_CALLS = [
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
     (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share of rows above 0"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"),
-     "40 rows, 8 of them independent of one another, are too few"),
+     "40 rows, 8 of them independent, are too few"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--text-pair-column", "x"),
      "--text-pair-column"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--confidence", "1"),

@@ -198,7 +198,7 @@ def check_rows(
     routing = cascade.routing
     assert routing is not None
     outcome = replay.outcome(routing)
-    found = tuple(shifts(certificate.seen, replay.seen(routing, certificate.seen.edges), seed=seed))
+    found = tuple(shifts(certificate.seen, replay.summary(routing, certificate.seen.edges), seed=seed))
     return RowsCheck(
         rows=len(fresh),
         level=level,
@@ -210,7 +210,7 @@ def check_rows(
                 kept_p_value=kept,
             )
             for promise, target, kept in zip(
-                certificate.promises, targets, p_values(replay, routing, targets), strict=True
+                certificate.promises, targets, p_values(outcome, routing, targets), strict=True
             )
         ),
         shifts=found,

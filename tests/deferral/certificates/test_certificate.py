@@ -21,7 +21,7 @@ from cascadebert import (
     choose_thresholds,
 )
 from cascadebert.deferral.certificates.certificate import CERTIFIED, DO_NOT_CASCADE, NOT_CERTIFIED
-from cascadebert.deferral.certificates.fixed_sequence import split_rows, walk
+from cascadebert.deferral.certificates.fixed_sequence import fixed_sequence_test, split_rows
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 from simulated import synthetic
@@ -163,16 +163,17 @@ def test_groups_are_not_parted() -> None:
     assert 100 < len(proposing) < 260
 
 
-def test_the_walk_stops_at_the_first_failure() -> None:
+def test_the_fixed_sequence_stops_at_the_first_failure() -> None:
     values = {"a": 0.01, "b": 0.049, "c": 0.2, "d": 0.001}
-    assert walk(list(values), values.__getitem__, 0.05) == [0.01, 0.049]
-    assert walk(["c"], values.__getitem__, 0.05) == []
+    assert fixed_sequence_test(list(values), values.__getitem__, 0.05) == ["a", "b"]
+    assert fixed_sequence_test(["c"], values.__getitem__, 0.05) == []
+    assert fixed_sequence_test(["a", "b"], values.__getitem__, 0.05) == ["a", "b"]
 
 
 @given(st.lists(st.floats(0, 0.2), min_size=1, max_size=20), st.sampled_from([0.01, 0.05, 0.1]))
-def test_the_walk_is_mapies_fixed_sequence(values: list[float], level: float) -> None:
+def test_the_fixed_sequence_is_mapies(values: list[float], level: float) -> None:
     theirs = control_fwer(np.array(values), level, fwer_method="fixed_sequence")
-    assert len(walk(values, lambda value: value, level)) == len(theirs)
+    assert len(fixed_sequence_test(values, lambda value: value, level)) == len(theirs)
 
 
 def test_so_many_more_rows_do_certify(
@@ -261,7 +262,7 @@ def test_a_small_stage_alone_that_is_certified() -> None:
         ({"confidence": 1.0}, r"a confidence of 1\.0"),
         ({"confidence": 0.0}, r"a confidence of 0\.0"),
         ({"groups": [1, 2]}, r"groups have the shape \(2,\)"),
-        ({"groups": [7] * 100}, "100 rows, 1 of them independent of one another, are too few"),
+        ({"groups": [7] * 100}, "100 rows, 1 of them independent, are too few"),
         ({"groups": [1.0, *[float("nan")] * 99]}, "row 1: its group is nan"),
         ({"groups": [*"ab" * 49, "a", None]}, "row 99: its group is None"),
         ({"seed": -1}, "a seed of -1 is not a whole number from 0 up"),

@@ -11,7 +11,7 @@ from scipy.stats import chi2_contingency, mannwhitneyu
 
 from cascadebert import MaxDrop, choose_thresholds
 from cascadebert.deferral.certificates.shift import (
-    Seen,
+    RoutingSummary,
     bin_edges,
     count_bins,
     counts_p_value,
@@ -51,7 +51,7 @@ def test_false_alarms_are_as_rare_as_the_level_says() -> None:
                                    score="margin")  # fmt: skip
         recorded = policy.certificate.seen
         assert recorded is not None
-        fresh = replay_of(10_000 + seed, 150).seen(policy.routing, recorded.edges)
+        fresh = replay_of(10_000 + seed, 150).summary(policy.routing, recorded.edges)
         alarms += shift_p_value(shifts(recorded, fresh, seed)) <= level
     assert alarms / repeats <= level + 3 * np.sqrt(level * (1 - level) / repeats)
 
@@ -61,11 +61,11 @@ def test_harder_rows_are_found() -> None:
     policy = choose_thresholds(probabilities, labels, [1, 3, 10], MaxDrop(0.1), score="margin")
     recorded = policy.certificate.seen
     assert recorded is not None
-    alike = replay_of(2, 1_000).seen(policy.routing, recorded.edges)
-    harder = replay_of(2, 1_000, harder=0.3).seen(policy.routing, recorded.edges)
+    alike = replay_of(2, 1_000).summary(policy.routing, recorded.edges)
+    harder = replay_of(2, 1_000, harder=0.3).summary(policy.routing, recorded.edges)
     assert shift_p_value(shifts(recorded, alike)) > 0.001
     assert shift_p_value(shifts(recorded, harder)) < 0.001
-    assert Seen.from_dict(json.loads(json.dumps(asdict(recorded)))) == recorded
+    assert RoutingSummary.from_dict(json.loads(json.dumps(asdict(recorded)))) == recorded
 
 
 def test_bins_hold_about_as_many_rows_each() -> None:

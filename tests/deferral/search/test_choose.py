@@ -144,7 +144,7 @@ def test_saturated_probabilities_can_be_parted_from_the_rest() -> None:
 
 
 def test_costs_of_each_row_count() -> None:
-    """Two rows equally sure, one of which is far dearer in the last stage."""
+    """Two rows equally sure, one of which is far more expensive in the last stage."""
     first = np.array([[0.9, 0.1], [0.8, 0.2]])
     last = np.array([[0.9, 0.1], [0.9, 0.1]])
     costs = [[1.0, 100.0], [1.0, 5.0]]
@@ -199,5 +199,5 @@ def test_policy_for_other_stages() -> None:
 
 def test_unreachable_speedup_says_what_can_be_had() -> None:
     probabilities, labels = synthetic(0, 50, 2)
-    with pytest.raises(TargetError, match=r"closest have the speed-up 4\.0000"):
+    with pytest.raises(TargetError, match=r"closest thresholds have the speed-up 4\.0000"):
         choose_thresholds(probabilities, labels, [1, 4], Speedup(5), None)

@@ -257,7 +257,9 @@ def test_a_label_that_no_row_has() -> None:
     probabilities, labels = synthetic(3, 300, 3, classes=3)
     found = choose_thresholds(probabilities, labels % 2, COSTS, MinRecall(2, 0.5)).certificate
     assert found.verdict == NOT_CERTIFIED
-    assert "None of the rows says anything of a recall of at least 0.5 for label 2" in found.words()
+    assert (
+        "None of the rows says anything about a recall of at least 0.5 for label 2" in found.words()
+    )
 
 
 def test_skipping_ahead_where_it_pays() -> None:
@@ -335,7 +337,7 @@ def test_a_score_that_does_not_rank_is_named() -> None:
     good, _ = synthetic(15, 600, 1, classes=2)
     found = choose_thresholds([blind, flat, good[0]], labels, COSTS, MaxDrop(0.1), None)
     assert found.certificate.unranked_stages == (1, 2)
-    assert "stages 1, 2 was not seen to rank" in found.certificate.words()
+    assert "stages 1, 2 does not significantly rank" in found.certificate.words()
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [

@@ -1,10 +1,10 @@
-"""Whether rows go through a cascade as the rows of its certificate did.
+"""Tests of distribution shift: do fresh rows go through a cascade as its certifying rows did?
 
-A certificate holds for rows drawn as its own were. Its rows' confidences, sorted into bins that
-other rows have set, and the stages they ended at are kept as counts. The counts of fresh rows are
-compared with them by permutation tests: under the null hypothesis that all rows are drawn alike,
-given all counts together, the fresh ones are a draw without replacement. That is valid at any
-number of rows.
+A certificate holds for rows from the same distribution as its own. It stores counts: of the
+certifying rows per bin of confidence, with bins that other rows set, and per stage where they
+ended. Permutation tests compare the counts of fresh rows with them. Under the null hypothesis of
+one distribution, and given the pooled counts, the fresh rows are a draw without replacement, so the
+tests are valid for any number of rows.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ _DRAWS = 9_999
 
 
 @dataclass(frozen=True)
-class Seen:
-    """How rows went through a cascade.
+class RoutingSummary:
+    """Counts of how rows went through a cascade.
 
     Attributes:
-        ends: rows that each stage answered, and, last, rows without an answer.
-        edges: for each stage that is run the borders of its bins of confidence, on the shown
-            scale.
-        confidences: rows in each bin, for the same stages; all rows, also such as exit before.
-        stages: the numbers of those stages, from 1.
+        ends: rows that each stage answered; the last number counts rows without an answer.
+        stages: numbers of the stages that are run, from 1.
+        edges: per stage that is run, the borders of its bins of confidence, on the shown scale.
+        confidences: per stage that is run, all rows per bin, also those that exit earlier.
     """
 
     ends: tuple[int, ...]
@@ -40,7 +39,15 @@ class Seen:
     confidences: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Seen:
+    def from_dict(cls, values: Mapping[str, Any]) -> RoutingSummary:
+        """A summary from the output of :func:`dataclasses.asdict`, with tuples or lists.
+
+        Args:
+            values: holds the fields.
+
+        Raises:
+            TypeError, KeyError, ValueError: a field is missing or of the wrong type.
+        """
         return cls(
             ends=tuple(map(int, values["ends"])),
             stages=tuple(map(int, values["stages"])),
@@ -55,8 +62,8 @@ class Shift:
 
     Attributes:
         what: "exits", or "confidence of stage N".
-        recorded, fresh: shares of the rows in each bin.
-        p_value: of the null hypothesis that all rows are drawn alike.
+        recorded, fresh: share of the rows in each bin.
+        p_value: for the null hypothesis of one distribution.
     """
 
     what: str
@@ -66,7 +73,14 @@ class Shift:
 
 
 def bin_edges(shown: Floats) -> tuple[float, ...]:
-    """Borders that part these confidences into bins of about as many rows each."""
+    """Borders of up to ten bins with about as many rows each.
+
+    Args:
+        shown: holds the confidences, shape (rows,).
+
+    >>> bin_edges(np.arange(100.0))[:2]
+    (9.9, 19.8)
+    """
     if not len(shown):
         return ()
     inner = np.quantile(shown, np.linspace(0, 1, _BINS + 1)[1:-1])
@@ -74,13 +88,31 @@ def bin_edges(shown: Floats) -> tuple[float, ...]:
 
 
 def count_bins(shown: Floats, edges: Sequence[float]) -> tuple[int, ...]:
-    """Rows in each bin; at a border a row belongs to the lower bin."""
+    """Rows per bin; a row on a border belongs to the lower bin.
+
+    Args:
+        shown: holds the confidences, shape (rows,).
+        edges: are the borders of the bins.
+
+    >>> count_bins(np.array([0.1, 0.5, 0.9]), [0.5])
+    (2, 1)
+    """
     bins = np.searchsorted(np.asarray(edges), shown, side="left")
     return tuple(np.bincount(bins, minlength=len(edges) + 1).tolist())
 
 
-def shifts(recorded: Seen, fresh: Seen, seed: int = 0) -> list[Shift]:
-    """Compare two sets of rows; see :func:`shift_p_value` for all comparisons together."""
+def shifts(recorded: RoutingSummary, fresh: RoutingSummary, seed: int = 0) -> list[Shift]:
+    """Compare where rows ended, and the confidence of each stage.
+
+    Args:
+        recorded: summarises the rows of the certificate.
+        fresh: summarises other rows, by the same bins.
+        seed: seeds the permutations.
+
+    >>> rows = RoutingSummary((8, 2, 0), (1,), ((0.5,),), ((3, 7),))
+    >>> [shift.what for shift in shifts(rows, rows)]
+    ['exits', 'confidence of stage 1']
+    """
     pairs = [("exits", recorded.ends, fresh.ends)]
     for number, old, new in zip(
         recorded.stages, recorded.confidences, fresh.confidences, strict=True
@@ -93,20 +125,30 @@ def shifts(recorded: Seen, fresh: Seen, seed: int = 0) -> list[Shift]:
 
 
 def shift_p_value(found: Sequence[Shift]) -> float:
-    """p-value of all comparisons together (Bonferroni)."""
+    """p-value of all comparisons together, by Bonferroni's correction.
+
+    Args:
+        found: lists the comparisons, one or more.
+
+    >>> shift_p_value([Shift("exits", (1.0,), (1.0,), 0.2)] * 3)
+    0.6000000000000001
+    """
     return min(min(shift.p_value for shift in found) * len(found), 1.0)
 
 
 def counts_p_value(first: Sequence[int], second: Sequence[int], seed: int = 0) -> float:
-    """Permutation p-value of two rows of counts being draws from one distribution.
+    """Permutation p-value for the null hypothesis that two samples have one distribution.
 
     Args:
-        first: rows in each bin.
-        second: the same of the other draw.
-        seed: of the permutations.
+        first: counts the first sample per bin.
+        second: counts the second sample per bin.
+        seed: seeds the permutations.
 
     Returns:
-        1 where one of the two is empty.
+        The p-value, which is 1 where a sample is empty.
+
+    >>> counts_p_value([50, 0], [0, 50])
+    0.0001
     """
     table = np.array([first, second], dtype=np.int64)
     size = int(table[1].sum())
@@ -122,7 +164,7 @@ def counts_p_value(first: Sequence[int], second: Sequence[int], seed: int = 0) -
 
 
 def _distance(counts: NDArray[np.int64], expected: Floats) -> Floats:
-    """Chi-square statistic of each row of counts."""
+    """Chi-square statistic per row of counts."""
     used = expected > 0
     result: Floats = ((counts[:, used] - expected[used]) ** 2 / expected[used]).sum(axis=1)
     return result

@@ -1,16 +1,15 @@
-"""The search for thresholds that no others beat, on rows that every stage has answered.
+"""The search for the frontier of accuracy against cost, on rows that every stage has answered.
 
-Any thresholds can be replayed exactly. The best ones lie on the frontier of answers against cost,
-and are found by coordinate ascent on merit - price * cost for a range of prices: with all other
-thresholds fixed, one pass over the rows sorted by score gives the exact optimum of one threshold.
-With many rows the prices are scanned on a sample. A target then picks from the frontier, and the
-same exact passes, on all rows, close the gap to it.
+Any thresholds can be replayed exactly. Coordinate ascent on merit - price * cost, for a range of
+prices, finds those on the frontier: with the other thresholds fixed, one pass over the rows sorted
+by score gives the exact optimum of one threshold. With many rows the prices are scanned on a
+sample. A target then picks a point of the frontier, and the same exact passes, on all rows, close
+the gap to the target.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
-from cascadebert.deferral.routing import ALWAYS_EXIT, NEVER_EXIT, Thresholds
+from cascadebert.deferral.held_out import Outcome
+from cascadebert.deferral.routing import ALWAYS_EXIT, NEVER_EXIT, Routes, Thresholds
 from cascadebert.deferral.search.policy import OperatingPoint
 from cascadebert.deferral.search.replay import Knob, Replay
 from cascadebert.deferral.targets import Target
@@ -31,7 +31,7 @@ _SCANNED_ROWS = 2_000
 _MOST_POINTS = 150
 _PAIRED_ROWS = 1_500
 _MOST_STARTS = 4
-# Every value on a few dozen rows, fewer where they lie close together.
+# With few rows every value is tried, with many rows fewer.
 _PAIR_STEPS = (64, 16)
 _FEW_ROWS = 300
 _SKIPPING_PAYS = 0.01
@@ -40,12 +40,12 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Point:
-    """Thresholds and what they give on the rows that they were tried on.
+    """Thresholds and what they give on the proposing rows.
 
     Attributes:
         thresholds: the thresholds.
-        means: of the search's tables, shape (tables,); the first is the share of right answers.
-        cost: mean of a row.
+        means: mean of each table of the search, shape (tables,); the first is the accuracy.
+        cost: mean per row.
     """
 
     thresholds: Thresholds
@@ -55,12 +55,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Choices:
-    """Every value of one threshold that makes a difference, all others fixed.
+    """Every value of one threshold that changes the outcome, with the others fixed.
 
     Attributes:
         values: of the threshold, shape (choices,).
-        means: of the search's tables, shape (tables, choices).
-        costs: mean of a row, shape (choices,).
+        means: mean of each table of the search, shape (tables, choices).
+        costs: mean per row, shape (choices,).
     """
 
     values: Floats
@@ -69,20 +69,20 @@ class Choices:
 
 
 class Search:
-    """Thresholds for a number of targets on rows that propose.
+    """The search for thresholds that meet targets on the proposing rows.
 
     Args:
-        replay: the rows.
-        promised: what is to be promised, all together.
-        sought: what is wanted beside it without a promise.
+        replay: holds the rows.
+        promised: are the targets to be promised, all at once.
+        secondary: are targets that are wanted but not promised.
     """
 
     def __init__(
-        self, replay: Replay, promised: Sequence[Target], sought: Sequence[Target] = ()
+        self, replay: Replay, promised: Sequence[Target], secondary: Sequence[Target] = ()
     ) -> None:
         self.replay = replay
-        self.sought = list(sought)
-        self.targets = targets = [*promised, *sought]
+        self.secondary = list(secondary)
+        self.targets = targets = [*promised, *secondary]
         rows = replay.rows
         tables = [rows.right[None].astype(np.float64), *(target.tables(rows) for target in targets)]
         self._tables = np.concatenate(tables)
@@ -95,20 +95,25 @@ class Search:
         self.minimises_cost = not all(target.on_cost for target in targets)
 
     def point(self, thresholds: Thresholds) -> Point:
-        routes = self.replay.routes(thresholds)
+        """What the thresholds give."""
+        return self.point_of(thresholds, self.replay.routes(thresholds))
+
+    def point_of(self, thresholds: Thresholds, routes: Routes | Outcome) -> Point:
+        """What the thresholds give, where the routes of the rows are known."""
         means = _entries(self._tables, routes.end, slice(None)).mean(axis=1)
         return Point(thresholds, means, float(routes.cost.mean()))
 
     @cached_property
     def reference(self) -> Point:
+        """What the last stage alone gives."""
         return self.point(Thresholds.last_stage_alone(self.replay.rows.stages))
 
     def rank(self, means: Floats, costs: Floats) -> tuple[Floats, Floats, Floats]:
-        """Sort keys of choices, best first: by how much targets are missed, then by what is left.
+        """Sort keys of choices, best first: how far they miss the targets, then cost and accuracy.
 
         Args:
-            means: shape (tables, choices).
-            costs: shape (choices,).
+            means: holds the mean of each table, shape (tables, choices).
+            costs: holds the mean cost per row, shape (choices,).
         """
         missed = np.zeros(len(costs))
         for target, own in zip(self.targets, itertools.pairwise(self._ends), strict=True):
@@ -117,28 +122,12 @@ class Search:
         keys = (costs, -means[0]) if self.minimises_cost else (-means[0], costs)
         return missed, *keys
 
-    def left(self, thresholds: Thresholds) -> tuple[float, float, float]:
-        """What is left to the user where the promises are kept; less is better.
-
-        By how much other wishes are missed, then the cost or what is lacking in accuracy.
-        """
-        outcome = self.replay.outcome(thresholds)
-        missed = sum(max(float(target.losses(outcome).mean()), 0.0) for target in self.sought)
-        cost, wrong = float(outcome.cost.mean()), 1 - float(outcome.right.mean())
-        return (missed, cost, wrong) if self.minimises_cost else (missed, wrong, cost)
-
-    def cost_per_answer(self, thresholds: Thresholds) -> float:
-        """Cost of all rows over the number that are answered."""
-        outcome = self.replay.outcome(thresholds)
-        answers = int(outcome.answered.sum())
-        return float(outcome.cost.sum()) / answers if answers else math.inf
-
     def misses(self, point: Point) -> bool:
-        """Whether a point misses one of the targets on these rows."""
+        """Whether a point misses a target on these rows."""
         return self.rank_of(point)[0] > 0
 
     def coverage_of_last_stage(self) -> float:
-        """Share of the rows that the last stage alone can answer within the targets."""
+        """The largest coverage at which the last stage alone meets the targets."""
         knob = Knob("abstain", self.replay.rows.stages - 1)
         choices = self.sweep(self.reference.thresholds, knob, self._tables)
         met = self.rank(choices.means, choices.costs)[0] == 0
@@ -168,9 +157,9 @@ class Search:
         """Try every value of one threshold.
 
         Args:
-            thresholds: the others are taken from here.
-            knob: the one to vary.
-            tables: to take the means of, shape (tables, stages + 1, rows).
+            thresholds: give the other thresholds.
+            knob: is the threshold to vary.
+            tables: are the tables to average, shape (tables, stages + 1, rows).
         """
         replay = self.replay
         if knob.kind == "exits":
@@ -189,7 +178,7 @@ class Search:
         means, costs = means / len(replay.rows), costs / len(replay.rows)
         values, parts = replay.cuts(thresholds, knob, order)
         if knob.kind == "exits":
-            # Where nothing exits the stage is not run, which changes more than this threshold.
+            # Where no row exits the stage is not run, which changes the cost of every row.
             without = replay.routes(knob.set(thresholds, NEVER_EXIT))
             means[:, 0] = _entries(tables, without.end, slice(None)).mean(axis=1)
             costs[0] = without.cost.mean()
@@ -198,10 +187,10 @@ class Search:
     # The frontier
 
     def frontier(self) -> list[Point]:
-        """The points found that no other beats, by rising cost.
+        """Points that no other found point beats.
 
-        With several targets on answers there is no one frontier; points of several mixtures of
-        them are put together.
+        Several targets on answers have no single frontier, so the points come from several weighted
+        means of them.
         """
         scan = self._sample(_SCANNED_ROWS)
         found: set[Thresholds] = set()
@@ -210,7 +199,7 @@ class Search:
         return [self.point(thresholds) for thresholds in found]
 
     def _sample(self, most: int) -> Search:
-        """The same search on so many of the rows."""
+        """The same search on a sample of at most so many rows."""
         rows = len(self.replay.rows)
         if rows <= most:
             return self
@@ -218,7 +207,7 @@ class Search:
         return Search(self.replay.take(chosen), self.targets)
 
     def _scan(self, weights: Floats) -> set[Thresholds]:
-        """Thresholds on the frontier of a weighted mean of tables against cost."""
+        """Thresholds on the frontier of a weighted mean of the tables against cost."""
         merit = self._merit(weights)
         unit = self.reference.cost
         safest = Thresholds.last_stage_alone(self.replay.rows.stages)
@@ -246,7 +235,7 @@ class Search:
         return {t if knob is None else knob.set(t, value) for t, knob, value in chosen}
 
     def _merit(self, weights: Floats) -> Floats:
-        """One table to make as large as can be, shape (1, stages + 1, rows)."""
+        """The table to maximise, shape (1, stages + 1, rows)."""
         if not len(weights):
             return self._tables[:1]
         return -np.tensordot(weights, self._tables[1:], axes=1)[None]
@@ -266,12 +255,12 @@ class Search:
     # The best point
 
     def best(self, points: Sequence[Point], thorough: bool = True) -> Point:
-        """The best of what is near the points.
+        """The best point near those of the frontier.
 
         Args:
-            points: of the frontier.
-            thorough: whether to start from the best point for each set of stages, and to move two
-                thresholds at a time; else from the best of all, one at a time.
+            points: are those of the frontier.
+            thorough: starts from the best point for each set of stages and moves two thresholds
+                at a time; otherwise the search starts from the best point and moves one.
         """
         if not thorough:
             return self._polish(min(points, key=self.rank_of), self._knobs)
@@ -286,18 +275,18 @@ class Search:
         )
 
     def with_skips(self, best: Point) -> Point:
-        """The best point with rows going straight to the last stage, if that pays."""
+        """The best point with skip thresholds, if they save enough."""
         stages = range(len(best.thresholds.skips))
         skips = [Knob("skips", k) for k in stages if best.thresholds.exits[k] < NEVER_EXIT]
         other = self._polish(best, [*skips, *self._knobs])
-        missed, left, *_ = self.rank_of(other)
-        # Of the cost, or of the accuracy, whichever the targets leave open.
+        # The objective is the cost or the accuracy, whichever the targets do not limit.
+        missed, objective, *_ = self.rank_of(other)
         before = self.rank_of(best)[1]
-        pays = left < before - _SKIPPING_PAYS * abs(before)
+        pays = objective < before - _SKIPPING_PAYS * abs(before)
         return other if missed == 0 and pays else best
 
     def _polish(self, best: Point, knobs: Sequence[Knob], pairs: bool = False) -> Point:
-        """Move one threshold at a time, or also two, as long as that ranks better."""
+        """Move one threshold at a time, or also two, until the rank stops improving."""
         best = self.point(best.thresholds)
         improved = True
         while improved:
@@ -314,7 +303,7 @@ class Search:
     def _moves(
         self, thresholds: Thresholds, knobs: Sequence[Knob], pairs: bool
     ) -> Iterator[tuple[Thresholds, Knob]]:
-        """Thresholds to start from, and one to sweep from there."""
+        """Thresholds to start from, and the threshold to sweep."""
         for knob in knobs:
             yield thresholds, knob
         for first, second in itertools.permutations(knobs, 2) if pairs else ():
@@ -326,7 +315,7 @@ class Search:
 
 
 def _mixtures(tables: int) -> Iterator[Floats]:
-    """Weights of tables for the scans: all in proportions of powers of a number."""
+    """Weights of the tables for the scans, in ratios from 1/16 to 16."""
     if tables < 2:
         yield np.ones(tables)
         return
@@ -344,7 +333,7 @@ def _entries(tables: Floats, ends: NDArray[np.int64], rows: NDArray[np.int64] | 
 
 
 def _cumulated(gains: Floats, start: Floats) -> Floats:
-    """Start, start + gain, ... along the last axis: shape (tables, choices)."""
+    """Start, start + gain, ... along the last axis, shape (tables, choices)."""
     sums = np.zeros((len(gains), gains.shape[1] + 1))
     np.cumsum(gains, axis=1, out=sums[:, 1:])
     result: Floats = sums + np.asarray(start)[:, None]

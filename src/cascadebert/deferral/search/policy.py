@@ -1,4 +1,4 @@
-"""What tuning gives: thresholds with their certificate, ready to be applied."""
+"""The result of tuning: thresholds with their certificate, ready to apply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.certificates.certificate import Certificate, Promise
-from cascadebert.deferral.certificates.shift import Seen
+from cascadebert.deferral.certificates.shift import RoutingSummary
 from cascadebert.deferral.confidence import ConfidenceScore, Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.ranking import ranking_p_value
@@ -26,10 +26,13 @@ _RANKING_LEVEL = 0.05
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One choice of thresholds and what it gave on the rows that it was tried on.
+    """One choice of exit thresholds and what it gives on the proposing rows.
 
-    ``accuracy`` is the share of right answers; where no target needs labels, of answers that are
-    the last stage's. ``cost`` is the mean of a row, in the unit of the costs.
+    Attributes:
+        thresholds: one per stage except the last.
+        accuracy: share of right answers; where no target needs labels, the agreement with the last
+            stage.
+        cost: mean per row, in the unit of the costs.
     """
 
     thresholds: tuple[float, ...]
@@ -39,15 +42,24 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Policy:
-    """Thresholds, with what is promised of them.
+    """Thresholds with their certificate.
 
     Attributes:
-        routing: the thresholds, all of them.
+        routing: all thresholds.
         score: the confidence score.
-        targets: what was asked for.
-        certificate: the promise, or that there is none, and the figures.
-        frontier: the operating points that no other beats, by rising cost, on the rows that
-            propose.
+        targets: the targets asked for.
+        certificate: the verdict and the figures.
+        frontier: the operating points that no other beats on the proposing rows, by rising cost.
+
+    >>> import cascadebert
+    >>> first, last, labels = [[0.9, 0.1]] * 200, [[0.8, 0.2]] * 200, [0] * 200
+    >>> target = cascadebert.MaxDrop(0.05)
+    >>> policy = cascadebert.choose_thresholds([first, last], labels, [1, 10], target)
+    >>> policy.thresholds
+    (0.0,)
+    >>> answers, stage = policy.apply([first[:1], last[:1]])
+    >>> answers.tolist(), stage.tolist()
+    ([0], [1])
     """
 
     routing: Thresholds
@@ -58,18 +70,19 @@ class Policy:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """One a stage but the last, on the scale of the score (0 to 1): a row exits where its
-        confidence is above it. At 1 and more the stage is not run.
+        """Exit thresholds, one per stage except the last, on the score's scale from 0 to 1.
+
+        A row exits where its confidence is above the threshold. At 1 and above the stage is not run.
         """
         return self.routing.exits
 
     @property
     def rows(self) -> int:
-        """How many rows the figures are of."""
+        """How many rows the figures were measured on."""
         return self.certificate.rows_certifying or self.certificate.rows_proposing
 
     def summary(self) -> dict[str, Any]:
-        """Plain values, as ``tune --json`` writes them."""
+        """The policy as plain values, which ``tune --json`` writes."""
         certificate = self.certificate
         return {
             "targets": [{"kind": type(t).__name__, **vars(t)} for t in self.targets],
@@ -94,32 +107,35 @@ class Policy:
         """Route rows through stages that have all been run.
 
         Args:
-            probabilities: one array (rows, classes) a stage.
-            logits: whether these are logits instead.
+            probabilities: holds one array (rows, classes) per stage.
+            logits: says that the arrays hold logits instead.
 
         Returns:
-            Class index of each row, -1 where it gets no answer; and the stage that it ends at,
-            counted from 1; both int64 of shape (rows,).
+            The class index of each row, -1 where it gets no answer, and the stage where it ends,
+            from 1; both int64 of shape (rows,).
+
+        Raises:
+            InputError: the arrays do not fit the policy, or are not probabilities.
         """
         stages = len(self.thresholds) + 1
         replay = self._replay(probabilities, np.ones(stages), logits)
         end = replay.routes(self.routing).end
-        without = np.full((1, len(end)), -1)
-        ways = np.vstack([replay.rows.answers, without])
-        return np.take_along_axis(ways, end[None], axis=0)[0], np.minimum(end + 1, stages)
+        answers = np.vstack([replay.rows.answers, np.full((1, len(end)), -1)])
+        return np.take_along_axis(answers, end[None], axis=0)[0], np.minimum(end + 1, stages)
 
     def costs(
         self, probabilities: Sequence[ArrayLike], costs: ArrayLike, *, logits: bool = False
     ) -> Floats:
-        """What each row costs on its way.
+        """Cost of each row, float64 of shape (rows,).
 
         Args:
-            probabilities: one array (rows, classes) a stage.
-            costs: of one row in each stage, shape (stages,), or of each row, (rows, stages).
-            logits: whether the arrays are logits instead.
+            probabilities: holds one array (rows, classes) per stage.
+            costs: holds the cost per row of each stage, shape (stages,), or of each row in each
+                stage, shape (rows, stages).
+            logits: says that the arrays hold logits instead.
 
-        Returns:
-            float64 of shape (rows,).
+        Raises:
+            InputError: the arrays do not fit the policy, or are not probabilities.
         """
         return self._replay(probabilities, costs, logits).routes(self.routing).cost
 
@@ -128,7 +144,7 @@ class Policy:
         if len(stages) != len(self.thresholds) + 1:
             raise InputError(
                 f"{len(stages)} arrays for a policy of {len(self.thresholds) + 1} stages; "
-                "give one array a stage"
+                "give one array per stage"
             )
         answers = np.stack([values.argmax(axis=1) for values in stages])
         table = checked_costs(costs, answers.shape[1], len(stages))
@@ -140,9 +156,10 @@ def make_policy(
     thresholds: Thresholds,
     targets: tuple[Target, ...],
     frontier: tuple[OperatingPoint, ...],
-    seen: Seen,
+    summary: RoutingSummary,
     verdict: str,
     *,
+    chances: Sequence[float] | None = None,
     confidence: float | None = None,
     rows_proposing: int | None = None,
     more_rows: int | None = None,
@@ -151,20 +168,20 @@ def make_policy(
     """The chosen thresholds with their certificate.
 
     Args:
-        replay: the rows that the figures are of.
-        thresholds: the chosen ones.
-        targets: what was asked for.
-        frontier: operating points on the rows that proposed.
-        seen: how rows went through the stages.
-        verdict: see :class:`~cascadebert.Certificate`.
-        confidence: of the promise.
-        rows_proposing: how many proposed; by default those of the figures.
-        more_rows: how many would have certified more.
-        grouped: whether one row of each group certifies.
+        replay: holds the rows of the figures.
+        thresholds: are the chosen ones.
+        targets: are those asked for.
+        frontier: lists operating points on the proposing rows.
+        summary: counts how the certifying rows went through the stages.
+        verdict: is explained at :class:`~cascadebert.Certificate`.
+        chances: holds a p-value per target, or is None where nothing was tested.
+        confidence: is that of the certificate.
+        rows_proposing: counts the proposing rows; by default they are the rows of the figures.
+        more_rows: estimates how many more rows would certify.
+        grouped: says that one row per group certifies.
     """
     outcome = replay.outcome(thresholds)
-    tested = confidence is not None
-    values = p_values(replay, thresholds, targets) if tested else [None] * len(targets)
+    tested = chances is not None
     stages, count = replay.rows.stages, len(replay.rows)
     ends = np.bincount(outcome.end, minlength=stages + 1) / count
     certificate = Certificate(
@@ -172,7 +189,7 @@ def make_policy(
         confidence=confidence,
         promises=tuple(
             _promise(target, outcome, p_value)
-            for target, p_value in zip(targets, values, strict=True)
+            for target, p_value in zip(targets, chances or [None] * len(targets), strict=True)
         ),
         rows_proposing=count if rows_proposing is None else rows_proposing,
         rows_certifying=count if tested else 0,
@@ -189,13 +206,18 @@ def make_policy(
         abstained=float(ends[-1]),
         grouped=grouped,
         unranked_stages=_unranked(replay, thresholds),
-        seen=seen,
+        seen=summary,
     )
     return Policy(thresholds, replay.score, targets, certificate, frontier)
 
 
 def observed(target: Target, outcome: Outcome) -> float | None:
-    """What a target is about, as seen in these rows; None where no row tells."""
+    """The quantity of a target on these rows; None where it is undefined.
+
+    Args:
+        target: has the quantity.
+        outcome: is that of the rows.
+    """
     value = target.observed(outcome)
     return None if math.isnan(value) else value
 
@@ -212,11 +234,16 @@ def _promise(target: Target, outcome: Outcome, p_value: float | None) -> Promise
     )
 
 
-def p_values(replay: Replay, thresholds: Thresholds, targets: Sequence[Target]) -> list[float]:
-    """Of each target, for the null hypothesis that its promise does not hold."""
-    outcome = replay.outcome(thresholds)
-    reference = thresholds == Thresholds.last_stage_alone(replay.rows.stages)
-    # The last stage alone loses nothing against itself, whatever the rows.
+def p_values(outcome: Outcome, thresholds: Thresholds, targets: Sequence[Target]) -> list[float]:
+    """p-value per target, for the null hypothesis that its promise is broken.
+
+    Args:
+        outcome: is that of the rows under the thresholds.
+        thresholds: are to be tested.
+        targets: are to be promised.
+    """
+    reference = thresholds == Thresholds.last_stage_alone(outcome.rows.stages)
+    # On any rows the last stage alone loses nothing against itself.
     return [
         0.0 if target.reference_keeps_it and reference else target.p_value(outcome)
         for target in targets
@@ -224,7 +251,7 @@ def p_values(replay: Replay, thresholds: Thresholds, targets: Sequence[Target]) 
 
 
 def _unranked(replay: Replay, thresholds: Thresholds) -> tuple[int, ...]:
-    """Numbers of the stages whose score does not rank right answers above wrong ones."""
+    """Numbers of the stages whose score does not significantly rank right above wrong answers."""
     scores = replay.scores(thresholds)
     chances = [
         ranking_p_value(scores[k], replay.rows.right[k]) for k in range(replay.rows.stages - 1)

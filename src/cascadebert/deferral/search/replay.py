@@ -1,4 +1,4 @@
-"""Trying thresholds on rows that every stage has answered."""
+"""Replaying thresholds on rows that every stage has answered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.deferral.certificates.shift import Seen, bin_edges, count_bins
+from cascadebert.deferral.certificates.shift import RoutingSummary, bin_edges, count_bins
 from cascadebert.deferral.confidence import ConfidenceScore, Floats, stage_scores
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.routing import (
@@ -31,6 +31,12 @@ class Knob(NamedTuple):
     stage: int
 
     def set(self, thresholds: Thresholds, value: float) -> Thresholds:
+        """The thresholds with a new value for this one.
+
+        Args:
+            thresholds: give the other thresholds.
+            value: is the new value.
+        """
         if self.kind == "abstain":
             return dataclasses.replace(thresholds, abstain=value)
         if self.kind == "skips":
@@ -42,13 +48,21 @@ class Knob(NamedTuple):
 
 
 class Replay:
-    """Held-out rows with every stage's scores, to try thresholds on.
+    """Held-out rows with the scores of every stage, to try thresholds on.
 
     Args:
-        rows: the rows.
-        scores: comparable scores, shape (stages, rows).
-        alone: the scores where the stage before was not run, if that makes a difference.
-        score: the confidence score.
+        rows: are the rows.
+        scores: holds comparable scores, shape (stages, rows).
+        alone: holds the scores where the previous stage was not run, if they differ.
+        score: is the confidence score.
+
+    >>> from cascadebert.deferral.confidence import confidence_score
+    >>> answers, costs = np.array([[0, 1], [0, 0]]), np.array([[1.0, 10.0]] * 2)
+    >>> rows = HeldOut(answers, np.array([0, 0]), costs, ["a", "b"])
+    >>> logits = [np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([[4.0, 0.0]] * 2)]
+    >>> replay = Replay.of(rows, logits, confidence_score("max_probability"))
+    >>> replay.outcome(Thresholds((0.9,))).cost.tolist()
+    [1.0, 11.0]
     """
 
     def __init__(
@@ -62,61 +76,70 @@ class Replay:
 
     @classmethod
     def of(cls, rows: HeldOut, logits: Sequence[Floats], score: ConfidenceScore) -> Replay:
-        """Rows with the scores that their logits give.
+        """Rows with the scores of their logits.
 
         Args:
-            rows: the rows.
-            logits: one array (rows, classes) a stage.
-            score: the confidence score.
+            rows: are the rows.
+            logits: holds one array (rows, classes) per stage.
+            score: is the confidence score.
         """
         alone = stage_scores(score, logits, alone=True) if score.uses_previous else None
         return cls(rows, stage_scores(score, logits), alone, score)
 
     def take(self, rows: NDArray[np.int64]) -> Replay:
-        """The same stages on some of the rows."""
+        """The rows at these positions.
+
+        Args:
+            rows: lists positions, shape (any,).
+        """
         alone = None if self._alone is None else self._alone[:, rows]
         return Replay(self.rows.take(rows), self._scores[:, rows], alone, self.score)
 
     def with_costs(self, costs: Floats) -> Replay:
-        """The same rows at other costs, shape (rows, stages)."""
+        """The same rows at other costs.
+
+        Args:
+            costs: holds the cost of each row in each stage, shape (rows, stages).
+        """
         rows = dataclasses.replace(self.rows, costs=costs)
         return Replay(rows, self._scores, self._alone, self.score)
 
     def scores(self, thresholds: Thresholds) -> Floats:
-        """Scores under these thresholds, shape (stages, rows)."""
+        """Comparable scores under these thresholds, float64 of shape (stages, rows)."""
         if self._alone is None:
             return self._scores
         after_run = np.append(False, thresholds.runs[:-1])
         return np.where(after_run[:, None], self._scores, self._alone)
 
     def order(self, k: int, thresholds: Thresholds) -> NDArray[np.int64]:
-        """Rows by falling score in stage ``k``."""
+        """Rows by falling score in stage ``k``, int64 of shape (rows,)."""
         after_run = self._alone is None or (k > 0 and bool(thresholds.runs[k - 1]))
         if (k, after_run) not in self._orders:
             self._orders[k, after_run] = np.argsort(-self.scores(thresholds)[k], kind="stable")
         return self._orders[k, after_run]
 
     def routes(self, thresholds: Thresholds, first: int = 0) -> Routes:
-        """Where all rows end, from stage ``first`` on."""
+        """Where all rows end if they start at stage ``first``."""
         return route(self.scores(thresholds), self.rows.costs, thresholds, self.score, first)
 
     def outcome(self, thresholds: Thresholds) -> Outcome:
+        """What the thresholds do to each row."""
         routes = self.routes(thresholds)
         return Outcome(self.rows, routes.end, routes.cost)
 
     def confidence_edges(self, thresholds: Thresholds) -> tuple[tuple[float, ...], ...]:
-        """Borders of bins of about as many rows each, for every stage that is run."""
+        """Per stage that is run, the borders of bins with about as many rows each."""
         return tuple(map(bin_edges, self._shown(thresholds)))
 
-    def seen(self, thresholds: Thresholds, edges: Sequence[Sequence[float]]) -> Seen:
-        """How these rows go through the stages.
+    def summary(self, thresholds: Thresholds, edges: Sequence[Sequence[float]]) -> RoutingSummary:
+        """Counts of how these rows go through the stages.
 
         Args:
-            thresholds: the thresholds.
-            edges: borders of the bins of confidence, for every stage that is run.
+            thresholds: decide where rows end.
+            edges: holds the borders of the bins of confidence, per stage that is run.
         """
         ends = np.bincount(self.routes(thresholds).end, minlength=self.rows.stages + 1)
-        return Seen(
+        return RoutingSummary(
             ends=tuple(ends.tolist()),
             stages=tuple((np.flatnonzero(thresholds.runs) + 1).tolist()),
             edges=tuple(map(tuple, edges)),
@@ -127,13 +150,15 @@ class Replay:
         return self.score.shown(self.scores(thresholds)[thresholds.runs])
 
     def shifted(self, thresholds: Thresholds, steps: Floats) -> list[Thresholds]:
-        """All thresholds that rows must be above moved together, by each step in turn.
+        """Exit and abstention thresholds moved together, by each step in turn.
 
-        Steps are in the units of the score. Stages that are not run stay so.
+        Args:
+            thresholds: are to be moved; stages that are not run stay so.
+            steps: are in the units of the score, shape (steps,).
         """
         scores = self.scores(thresholds)
         limits = compared(self.score, (*thresholds.exits, thresholds.abstain))
-        # From where a threshold begins to make a difference.
+        # Beyond these a threshold no longer changes the outcome.
         limits = np.clip(limits, scores.min(axis=1), scores.max(axis=1))
         moved = np.asarray(self.score.shown(limits + steps[:, None]))
         moved[:, :-1] = np.where(thresholds.runs[:-1], moved[:, :-1], NEVER_EXIT)
@@ -144,18 +169,22 @@ class Replay:
         ]
 
     def always_exiting(self, thresholds: Thresholds) -> Thresholds:
-        """Every row exits at the first stage that is run."""
+        """The thresholds changed so that every row exits at the first stage that is run."""
         exits = np.where(thresholds.runs[:-1], ALWAYS_EXIT, NEVER_EXIT)
         return dataclasses.replace(thresholds, exits=tuple(exits.tolist()))
 
     def two_ways(
         self, thresholds: Thresholds, knob: Knob
     ) -> tuple[NDArray[np.int64], Routes, Routes]:
-        """What a threshold decides.
+        """Both outcomes of the rows that reach one threshold.
+
+        Args:
+            thresholds: give the other thresholds.
+            knob: is the threshold.
 
         Returns:
-            The rows that come to it, by falling score, int64 of shape (arrivals,); where they end
-            and what they cost in all if they are above the threshold, and if they are not.
+            The rows that reach it, by falling score, int64 of shape (arrivals,); their routes if
+            they are above it; and their routes if they are not.
         """
         k, costs, stages = knob.stage, self.rows.costs, self.rows.stages
         scores = self.scores(thresholds)
@@ -190,17 +219,23 @@ class Replay:
     def cuts(
         self, thresholds: Thresholds, knob: Knob, order: NDArray[np.int64]
     ) -> tuple[Floats, NDArray[np.bool_]]:
-        """Thresholds above which 0, 1, 2, ... of the ordered rows are.
+        """Values of a threshold with 0, 1, 2, ... of the ordered rows above it.
+
+        Args:
+            thresholds: give the other thresholds.
+            knob: is the threshold.
+            order: lists the rows by falling score, shape (arrivals,).
 
         Returns:
-            The thresholds, float64 of shape (rows + 1,), and whether each really parts them.
+            The values, float64 of shape (arrivals + 1,), and whether each separates its rows from
+            the others, bool of the same shape; tied scores cannot be separated.
         """
         highest = thresholds.exits[knob.stage] if knob.kind == "skips" else NEVER_EXIT
         if not len(order):
             return np.array([highest]), np.array([True])
         descending = self.scores(thresholds)[knob.stage, order]
         above, below = descending[:-1], descending[1:]
-        # A score of given probabilities may be infinite: exactly 1 and 0.
+        # Given probabilities of exactly 1 and 0 have an infinite score.
         gap = np.where(np.isinf(above), 2.0, above - np.where(np.isinf(below), 0.0, below))
         between = np.asarray(self.score.shown(below + gap / 2))
         limits = self.score.compared(between)
