@@ -265,7 +265,7 @@ def test_a_small_stage_alone_that_is_certified() -> None:
         ({"groups": [7] * 100}, "100 rows, 1 of them independent, are too few"),
         ({"groups": [1.0, *[float("nan")] * 99]}, "row 1: its group is nan"),
         ({"groups": [*"ab" * 49, "a", None]}, "row 99: its group is None"),
-        ({"seed": -1}, "a seed of -1 is not a whole number from 0 up"),
+        ({"seed": -1}, "a seed of -1 is not an integer from 0 up"),
         ({"seed": 1.5}, r"a seed of 1\.5"),
     ],
 )

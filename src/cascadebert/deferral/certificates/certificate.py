@@ -27,7 +27,8 @@ class Promise:
         p_value: of the chosen thresholds; 0 where they keep the promise by definition; None where
             nothing was tested.
 
-    >>> Promise("MaxDrop", 0.01, None, str(target_of("MaxDrop", 0.01)), 0.004, 0.02).observed_words()
+    >>> words = str(target_of("MaxDrop", 0.01))
+    >>> Promise("MaxDrop", 0.01, None, words, observed=0.004, p_value=0.02).observed_words()
     'the drop in accuracy was 0.0040 (p = 0.02)'
     """
 

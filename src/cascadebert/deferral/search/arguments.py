@@ -1,4 +1,4 @@
-"""The arrays that people bring to :func:`~cascadebert.choose_thresholds`, checked."""
+"""Checks of the arguments of :func:`~cascadebert.choose_thresholds`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.held_out import HeldOut
+from cascadebert.deferral.plain import plain_number
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError
 
@@ -18,12 +19,19 @@ _SUM_TOLERANCE = 1e-3
 def checked_targets(target: Target | Sequence[Target]) -> tuple[Target, ...]:
     """One target or several, as a tuple.
 
+    Args:
+        target: is a target, or a sequence of targets.
+
     Raises:
-        InputError: none, or something that is no target.
+        InputError: the sequence is empty or contains something else.
+
+    >>> from cascadebert import MaxDrop
+    >>> checked_targets(MaxDrop(0.01))
+    (MaxDrop(value=0.01),)
     """
     targets = tuple(target) if isinstance(target, Sequence) else (target,)
     if not targets:
-        raise InputError("no target: name at least one")
+        raise InputError("there is no target; give at least one")
     for one in targets:
         if isinstance(one, type) or not hasattr(one, "broken_p_value"):
             raise InputError(f"{one!r} is not a target; give MaxDrop(0.01) or the like")
@@ -31,10 +39,18 @@ def checked_targets(target: Target | Sequence[Target]) -> tuple[Target, ...]:
 
 
 def refuse_unfit(targets: Sequence[Target], stages: int, names: Sequence[str]) -> None:
-    """Refuse targets about a label, or a number of classes, that there is not.
+    """Refuse targets that do not fit the classes.
+
+    Args:
+        targets: are to be checked.
+        stages: counts the stages.
+        names: names the classes.
 
     Raises:
-        InputError: see the targets.
+        InputError: a target's label is unknown, or it is not for so many classes.
+
+    >>> from cascadebert import MinRecall
+    >>> refuse_unfit([MinRecall("spam", 0.9)], stages=2, names=["ham", "spam"])
     """
     answers = np.zeros((stages, 1), dtype=np.int64)
     one_row = HeldOut(answers, answers[0], np.ones((1, stages)), names)
@@ -43,54 +59,79 @@ def refuse_unfit(targets: Sequence[Target], stages: int, names: Sequence[str]) -
 
 
 def checked_seed(seed: int) -> int:
-    """A seed for the random draws.
+    """A seed as a Python int.
+
+    Args:
+        seed: is an integer from 0 up.
 
     Raises:
-        InputError: not a whole number from 0 up.
+        InputError: it is not.
+
+    >>> checked_seed(np.int64(3))
+    3
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"a seed of {seed!r} is not a whole number from 0 up")
+        raise InputError(f"a seed of {seed!r} is not an integer from 0 up; give 0, 1, ...")
     return int(seed)
 
 
 def checked_groups(groups: ArrayLike, rows: int) -> NDArray[np.int64]:
-    """A number for each row, the same for rows of one group, int64 of shape (rows,).
+    """The number of each row's group, int64 of shape (rows,).
+
+    Args:
+        groups: names the group of each row, shape (rows,).
+        rows: counts the rows.
 
     Raises:
-        InputError: another shape, or a row without a group.
+        InputError: the shape differs, or a row has no group.
+
+    >>> checked_groups(["b", "a", "b"], 3).tolist()
+    [1, 0, 1]
     """
     names = np.asarray(groups)
     if names.shape != (rows,):
-        raise InputError(f"groups have the shape {names.shape} for {rows} rows; give one a row")
-    # None and NaN: what tables have where nothing is known.
+        raise InputError(f"groups have the shape {names.shape} for {rows} rows; give one per row")
+    # Tables hold None or NaN where a value is missing.
     missing = [i for i, name in enumerate(names.tolist()) if name is None or name != name]
     if missing:
         raise InputError(
-            f"row {missing[0]}: its group is {names[missing[0]]}; name it, rows that depend on "
-            "no other by a name of their own"
+            f"row {missing[0]}: its group is {names[missing[0]]}; name the group, with a name of its "
+            "own if the row depends on no other"
         )
     _, numbers = np.unique(names, return_inverse=True)
     return numbers.astype(np.int64)
 
 
 def refuse_confidence(confidence: float | None) -> None:
-    """Refuse a confidence that cannot be had.
+    """Refuse an invalid confidence.
+
+    Args:
+        confidence: is the probability, or None for no certificate.
 
     Raises:
-        InputError: not between 0 and 1.
+        InputError: it is not a number between 0 and 1.
+
+    >>> refuse_confidence(0.95)
     """
-    if confidence is not None and not 0 < confidence < 1:
+    if confidence is not None and not 0 < plain_number(confidence, "the confidence") < 1:
         raise InputError(
             f"a confidence of {confidence} is not between 0 and 1; 0.95 means 95 %, None (on the "
-            "command line 0) asks for no promise"
+            "command line 0) asks for no certificate"
         )
 
 
 def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats]:
-    """One array (rows, classes) a stage, as logits; probabilities become their logarithms.
+    """One array (rows, classes) per stage, as float64 logits; probabilities become logarithms.
+
+    Args:
+        stages: holds one array (rows, classes) per stage.
+        are_logits: says that the arrays hold logits, not probabilities.
 
     Raises:
-        InputError: no stages or rows, shapes that differ, values that are not what they should be.
+        InputError: there are no stages or rows, shapes differ, or values are invalid.
+
+    >>> checked_logits([[[0.5, 0.5]]], are_logits=False)[0].round(2).tolist()
+    [[-0.69, -0.69]]
     """
     what = "logits" if are_logits else "probabilities"
     try:
@@ -98,13 +139,13 @@ def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} are not numbers ({error}); give (rows, classes)") from None
     if not arrays:
-        raise InputError(f"no stages: give one array of {what} a stage")
+        raise InputError(f"no stages: give one array of {what} per stage")
     for number, values in enumerate(arrays, start=1):
         if values.ndim != 2 or values.shape != arrays[0].shape or values.shape[1] < 2:
             raise InputError(
                 f"stage {number}: {what} have shape {values.shape}, stage 1 has "
-                f"{arrays[0].shape}; give (rows, classes), two classes or more, alike for every "
-                "stage"
+                f"{arrays[0].shape}; give (rows, classes) with two classes or more, the same for "
+                "every stage"
             )
         if not len(values):
             raise InputError(f"stage {number}: {what} have shape {values.shape}: there are no rows")
@@ -126,8 +167,16 @@ def checked_logits(stages: Sequence[ArrayLike], are_logits: bool) -> list[Floats
 def checked_labels(labels: ArrayLike, rows: int, classes: int) -> NDArray[np.int64]:
     """Class indices, int64 of shape (rows,).
 
+    Args:
+        labels: holds the class index of each row.
+        rows: counts the rows.
+        classes: counts the classes.
+
     Raises:
-        InputError: another shape, no integers, or not from 0 to ``classes - 1``.
+        InputError: the shape differs, or a value is not an integer from 0 to ``classes - 1``.
+
+    >>> checked_labels([0, 1], rows=2, classes=2).tolist()
+    [0, 1]
     """
     truth = np.asarray(labels)
     if truth.shape != (rows,) or not np.issubdtype(truth.dtype, np.integer):
@@ -146,13 +195,21 @@ def checked_labels(labels: ArrayLike, rows: int, classes: int) -> NDArray[np.int
 def checked_costs(costs: ArrayLike, rows: int, stages: int) -> Floats:
     """Cost of each row in each stage, float64 of shape (rows, stages).
 
+    Args:
+        costs: holds the cost per row of each stage, shape (stages,), or the whole table.
+        rows: counts the rows.
+        stages: counts the stages.
+
     Raises:
-        InputError: another shape, or not all positive and finite.
+        InputError: the shape differs, or a cost is not positive and finite.
+
+    >>> checked_costs([1, 10], rows=2, stages=2).tolist()
+    [[1.0, 10.0], [1.0, 10.0]]
     """
     try:
         table = np.asarray(costs, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"costs are not numbers ({error}); give one a stage") from None
+        raise InputError(f"costs are not numbers ({error}); give one per stage") from None
     if table.shape not in ((stages,), (rows, stages)):
         raise InputError(f"costs have shape {table.shape}; give ({stages},) or ({rows}, {stages})")
     usable = np.isfinite(table) & (table > 0)
@@ -160,6 +217,6 @@ def checked_costs(costs: ArrayLike, rows: int, stages: int) -> Floats:
         stage = int(np.argwhere(~usable)[0][-1])
         raise InputError(
             f"stage {stage + 1}: a cost of {table[~usable][0]} is not positive and finite; give "
-            "what a row costs there"
+            "the cost per row"
         )
     return np.broadcast_to(table, (rows, stages))

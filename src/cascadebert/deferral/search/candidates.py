@@ -1,4 +1,4 @@
-"""Candidate thresholds on the certifying rows: each is replayed once and only its figures are kept."""
+"""Candidate thresholds on the certifying rows: each is replayed once, and its figures are kept."""
 
 from __future__ import annotations
 
@@ -81,14 +81,12 @@ class Candidates:
         cost, answers = float(outcome.cost.mean()), int(outcome.answered.sum())
         missed = sum(max(float(target.losses(outcome).mean()), 0.0) for target in self._secondary)
         wrong = 1 - float(outcome.right.mean())
+        objective = (cost, wrong) if self.minimises_cost else (wrong, cost)
         self._figures[thresholds] = Figures(
             rank=self._search.rank_of(self._search.point_of(thresholds, outcome)),
             cost=cost,
             cost_per_answer=float(outcome.cost.sum()) / answers if answers else math.inf,
-            secondary_objective=(
-                missed,
-                *((cost, wrong) if self.minimises_cost else (wrong, cost)),
-            ),
+            secondary_objective=(missed, *objective),
             defined=not any(np.isnan(target.observed(outcome)) for target in self.targets),
         )
         return outcome

@@ -104,7 +104,7 @@ def choose_thresholds(
     >>> small, large = random.normal(0, 2, (2, 1000, 2))
     >>> small[np.arange(1000), labels] += 3
     >>> large[np.arange(1000), labels] += 6
-    >>> target = MinAgreement(0.8)
+    >>> target = MinAgreement(0.9)
     >>> policy = choose_thresholds([small, large], labels, [1, 10], target, logits=True)
     >>> policy.certificate.verdict
     'certified'
@@ -240,7 +240,7 @@ def _proposals(
     chosen = confidence_score(score)
     if chosen.needs_logits and not logits:
         raise InputError(
-            f"the score {score!r} cannot be computed from probabilities; give logits and logits=True"
+            f"the score {score!r} needs more than probabilities; give logits and logits=True"
         )
     whole = Replay.of(rows, stages, chosen)
     return whole.take(proposing), whole

@@ -72,7 +72,7 @@ class Policy:
     def thresholds(self) -> tuple[float, ...]:
         """Exit thresholds, one per stage except the last, on the score's scale from 0 to 1.
 
-        A row exits where its confidence is above the threshold. At 1 and above the stage is not run.
+        A row exits where its confidence is above the threshold. From 1 on the stage is not run.
         """
         return self.routing.exits
 
@@ -159,7 +159,7 @@ def make_policy(
     summary: RoutingSummary,
     verdict: str,
     *,
-    chances: Sequence[float] | None = None,
+    chances: Sequence[float | None] | None = None,
     confidence: float | None = None,
     rows_proposing: int | None = None,
     more_rows: int | None = None,
@@ -182,6 +182,7 @@ def make_policy(
     """
     outcome = replay.outcome(thresholds)
     tested = chances is not None
+    chances = chances or [None] * len(targets)
     stages, count = replay.rows.stages, len(replay.rows)
     ends = np.bincount(outcome.end, minlength=stages + 1) / count
     certificate = Certificate(
@@ -189,7 +190,7 @@ def make_policy(
         confidence=confidence,
         promises=tuple(
             _promise(target, outcome, p_value)
-            for target, p_value in zip(targets, chances or [None] * len(targets), strict=True)
+            for target, p_value in zip(targets, chances, strict=True)
         ),
         rows_proposing=count if rows_proposing is None else rows_proposing,
         rows_certifying=count if tested else 0,
