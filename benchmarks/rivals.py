@@ -48,10 +48,10 @@ import torch
 
 import common
 from cascadebert import Cascade, Policy, Rows, Speedup, choose_thresholds, read_rows
-from cascadebert.bench.result import oracle
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.errors import CascadeWarning, TargetError
 from cascadebert.evaluation.metrics import dis
+from cascadebert.evaluation.oracle import oracle
 from cascadebert.machine import machine_name
 from cascadebert.rivals.berxit import BERxiT
 from cascadebert.rivals.cost_eff import COSTEFF

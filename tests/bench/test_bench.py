@@ -24,9 +24,10 @@ from cascadebert.bench.command import Command
 from cascadebert.bench.contenders import contenders
 from cascadebert.bench.picture import plot_bench, refuse_picture
 from cascadebert.bench.process import Run, Worker
-from cascadebert.bench.result import BenchResult, Measured, figures, oracle, oracle_of
+from cascadebert.bench.result import BenchResult, Measured, figures, oracle_of
 from cascadebert.bench.worker import load
 from cascadebert.errors import CascadeError, CascadeWarning, InputError
+from cascadebert.evaluation.oracle import oracle
 from cascadebert.rows.rows import evenly
 from conftest import CORPUS, with_record
 from conftest import Run as Cli

@@ -20,10 +20,11 @@ from cascadebert import Cascade, MaxDrop, MaxErrorWhenAnswering, Rows, Speedup, 
 from cascadebert.deferral.confidence import Floats
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.errors import InputError, MissingDependencyError
+from cascadebert.evaluation.oracle import oracle
 from cascadebert.report import breakdown
-from cascadebert.report import price as certainty
+from cascadebert.report import price as pricing
+from cascadebert.report.evaluated_rows import EvaluatedRows
 from cascadebert.report.page import write_report
-from cascadebert.report.survey import Survey
 from cascadebert.report.svg import INK
 from cascadebert.stages.costs import StageRun
 from conftest import CORPUS, Run, with_record
@@ -92,8 +93,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certainty, "_DRAWS", 1)
-    monkeypatch.setattr(certainty, "_SIZES", 2)
+    monkeypatch.setattr(pricing, "_DRAWS", 1)
+    monkeypatch.setattr(pricing, "_SIZES", 2)
 
 
 def fake(
@@ -338,23 +339,25 @@ def test_command_refuses(run: Run, saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report").exists()
 
 
-def survey(cascade: Cascade, rows: int = 300, **settings: Thresholds) -> Survey:
+def evaluated(cascade: Cascade, rows: int = 300, **settings: Thresholds) -> EvaluatedRows:
     logits, truth = world(rows, 3, 2)
     says = fake(cascade, logits, **settings)
-    return Survey.of(says, rows_of(truth, says))
+    return EvaluatedRows.of(says, rows_of(truth, says))
 
 
 def test_breakdown_adds_up(cascade: Cascade) -> None:
-    found = survey(cascade, routing=Thresholds((0.8,), (), 0.4))
+    found = evaluated(cascade, routing=Thresholds((0.8,), (), 0.4))
     for groups in (breakdown.by_label(found), breakdown.by_length(found)):
         assert sum(group.rows for group in groups) == 300
         ends = sum(group.rows * np.array(group.shares) for group in groups)
         np.testing.assert_allclose(ends, np.bincount(found.outcome.end, minlength=3))
-    best = breakdown.oracle(found)
-    assert best.right.sum() == found.right.any(axis=0).sum()
-    np.testing.assert_array_equal(best.end, np.where(~found.right[0] & found.right[1], 1, 0))
-    both = found.held_out.costs.sum(axis=1)
-    np.testing.assert_allclose(best.cost, np.where(best.end == 1, both, found.held_out.costs[:, 0]))
+    costs = found.held_out.costs
+    best = oracle(found.right, costs)
+    assert best.accuracy == found.right.any(axis=0).mean()
+    second = ~found.right[0] & found.right[1]
+    assert best.exit_fractions == (1 - second.mean(), second.mean())
+    spent = np.where(second, costs.sum(axis=1), costs[:, 0])
+    assert best.speedup == pytest.approx(costs[:, 1].sum() / spent.sum())
     coverage, risk = breakdown.risk_coverage(found.scores[0], found.right[0], 300)
     assert coverage[-1] == 1
     assert risk[-1] == pytest.approx(1 - found.right[0].mean())
@@ -364,7 +367,7 @@ def test_breakdown_adds_up(cascade: Cascade) -> None:
     bins = breakdown.reliability(found, 0)
     assert bins.counts.sum() == 300
     gaps = np.abs(bins.accuracy - bins.probability) @ bins.counts[bins.counts > 0] / 300
-    assert gaps == pytest.approx(found.ece(0))
+    assert gaps == pytest.approx(found.qualities[0].ece)
     wrong = breakdown.surest_errors(found)
     assert not found.right[0, wrong].any()
     assert (np.diff(found.scores[0, wrong]) <= 0).all()
@@ -377,9 +380,9 @@ def test_equal_scores_come_together() -> None:
     np.testing.assert_allclose(risk, [0, 1 / 3, 1 / 2])
 
 
-def test_price_of_certainty(cascade: Cascade) -> None:
-    found = survey(cascade, 600)
-    price = certainty.price_of_certainty(found, [MaxDrop(0.05)])
+def test_price_of_confidence(cascade: Cascade) -> None:
+    found = evaluated(cascade, 600)
+    price = pricing.price_of_confidence(found, [MaxDrop(0.05)])
     assert price.sizes == (50, 600)
     for at, costs in price.costs.items():
         assert len(costs) == price.draws == 1
@@ -390,4 +393,4 @@ def test_price_of_certainty(cascade: Cascade) -> None:
     assert price.without is not None
     assert price.without[0] <= price.costs[600, 0.8][0]
     for target in (Speedup(2), MaxErrorWhenAnswering(0.2)):
-        assert certainty.price_of_certainty(found, [target]).sizes == price.sizes
+        assert pricing.price_of_confidence(found, [target]).sizes == price.sizes

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
+from cascadebert.evaluation.oracle import Oracle, oracle
 from cascadebert.machine import usable_cores
 from cascadebert.rows.rows import evenly
 
@@ -112,25 +113,6 @@ class ContenderResult:
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """What no deferral without skips can beat: each row ends at the first stage that is right, and
-    at the first of all where none is.
-
-    Attributes:
-        rows: number of rows that every stage was run on.
-        accuracy: share of rows that some stage is right on.
-        speedup: seconds of the reference over those of the stages that rows would go through, by
-            the mean seconds of a row in each stage alone.
-        exit_fractions: share of rows that would end at each stage.
-    """
-
-    rows: int
-    accuracy: float
-    speedup: float
-    exit_fractions: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class BenchResult:
     """Contenders on the same labelled rows; nothing in it is drawn at random.
 
@@ -226,26 +208,8 @@ def _overhead(measured: Measured) -> float | None:
     return statistics.median(1 - compute / wall for compute, wall in shares)
 
 
-def oracle(right: NDArray[np.bool_], row_seconds: Floats) -> Oracle:
-    """The bound of every deferral.
-
-    Args:
-        right: whether each stage alone is right on each row, bool of shape (stages, rows).
-        row_seconds: mean seconds of a row in each stage alone, shape (stages,).
-    """
-    stages, rows = right.shape
-    end = right.argmax(axis=0)
-    spent = np.cumsum(row_seconds)[end]
-    return Oracle(
-        rows=rows,
-        accuracy=float(right.any(axis=0).mean()),
-        speedup=float(row_seconds[-1] / spent.mean()),
-        exit_fractions=tuple((np.bincount(end, minlength=stages) / rows).tolist()),
-    )
-
-
 def oracle_of(stages: Sequence[Measured], rows: int) -> Oracle:
-    """The bound, on the rows that every stage was run on.
+    """The oracle on the rows that every stage was run on.
 
     Args:
         stages: each stage alone, small to large.

@@ -55,6 +55,43 @@ class Quality:
     nll: float
 
 
+def quality(
+    probabilities: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    answered: NDArray[np.bool_] | None = None,
+) -> Quality:
+    """Measure how good answers and their confidence scores are.
+
+    Args:
+        probabilities: float64 of shape (rows, classes).
+        truth: class index of each row's label, shape (rows,).
+        scores: confidence score of each row; only their order counts, shape (rows,).
+        answered: rows with an answer, bool of shape (rows,); all by default. A row without an
+            answer counts as wrong.
+
+    >>> found = quality(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]), np.array([2.2, 0.4]))
+    >>> found.accuracy, found.dis, round(found.brier, 2)
+    (0.5, 100.0, 0.37)
+    """
+    right = probabilities.argmax(axis=1) == truth
+    if answered is not None:
+        right &= answered
+    probability = probabilities.max(axis=1)
+    order = dis(scores, ~right)
+    with np.errstate(divide="ignore"):
+        log_probabilities = np.log(probabilities)
+    return Quality(
+        accuracy=float(right.mean()),
+        dis=None if np.isnan(order) else order,
+        ece=ece(probability, right),
+        ece_equal_mass=ece(probability, right, equal_mass=True),
+        aurc=aurc(scores, right),
+        brier=brier(probabilities, truth),
+        nll=nll(np.maximum(log_probabilities, _LEAST_LOG_PROBABILITY), truth),
+    )
+
+
 @dataclass(frozen=True)
 class StageEvaluation(Quality):
     """One stage alone on every row."""
@@ -145,7 +182,7 @@ def evaluate(
     ratios = [reference_seconds / seconds for seconds, reference_seconds in timings]
     flops, layers = _costs(cascade, checked)
     return Evaluation(
-        **_quality(out, truth),
+        **vars(_quality(out, truth)),
         rows=len(checked),
         reference_accuracy=float((reference.labels == names).mean()),
         accuracy_drop=float((reference.labels == names).mean() - (out.labels == names).mean()),
@@ -166,7 +203,7 @@ def evaluate(
         reference_seconds=statistics.median(seconds for _, seconds in timings),
         truncated=int(out.truncated.sum()),
         stages=tuple(
-            StageEvaluation(**_quality(own, truth), name=stage.name, seconds=seconds)
+            StageEvaluation(**vars(_quality(own, truth)), name=stage.name, seconds=seconds)
             for stage, (own, seconds) in zip(cascade.stages, alone, strict=True)
         ),
     )
@@ -192,19 +229,5 @@ def _costs(cascade: Cascade, rows: Rows) -> tuple[NDArray[np.float64], NDArray[n
     return np.stack(flops, axis=1), np.array(layers)
 
 
-def _quality(out: Prediction, truth: NDArray[np.int64]) -> dict[str, Any]:
-    right = (out.probabilities.argmax(axis=1) == truth) & ~out.abstained
-    score = logit(out.confidence)
-    probability = out.probabilities.max(axis=1)
-    order = dis(score, ~right)
-    with np.errstate(divide="ignore"):
-        log_probabilities = np.log(out.probabilities)
-    return {
-        "accuracy": float(right.mean()),
-        "dis": None if np.isnan(order) else order,
-        "ece": ece(probability, right),
-        "ece_equal_mass": ece(probability, right, equal_mass=True),
-        "aurc": aurc(score, right),
-        "brier": brier(out.probabilities, truth),
-        "nll": nll(np.maximum(log_probabilities, _LEAST_LOG_PROBABILITY), truth),
-    }
+def _quality(out: Prediction, truth: NDArray[np.int64]) -> Quality:
+    return quality(out.probabilities, truth, logit(out.confidence), ~out.abstained)

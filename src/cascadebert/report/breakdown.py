@@ -1,4 +1,4 @@
-"""A survey taken apart: by confidence, by label, by length, and row by row."""
+"""A evaluated taken apart: by confidence, by label, by length, and row by row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.deferral.confidence import Floats
-from cascadebert.deferral.held_out import Outcome
-from cascadebert.report.survey import Survey
+from cascadebert.report.evaluated_rows import EvaluatedRows
 
 BINS = 15
 MOST_LABELS = 20
@@ -36,10 +35,11 @@ class Reliability(NamedTuple):
     accuracy: Floats
 
 
-def reliability(survey: Survey, stage: int) -> Reliability:
+def reliability(evaluated: EvaluatedRows, stage: int) -> Reliability:
     """Of a stage, from 0, on all rows."""
     edges = np.linspace(0, 1, BINS + 1)
-    which = np.digitize(survey.probability[stage], edges[1:-1], right=True)
+    probability = evaluated.probabilities[stage].max(axis=1)
+    which = np.digitize(probability, edges[1:-1], right=True)
     counts = np.bincount(which, minlength=BINS)
     filled = counts > 0
 
@@ -48,7 +48,7 @@ def reliability(survey: Survey, stage: int) -> Reliability:
         result: Floats = sums[filled] / counts[filled]
         return result
 
-    return Reliability(edges, counts, means(survey.probability[stage]), means(survey.right[stage]))
+    return Reliability(edges, counts, means(probability), means(evaluated.right[stage]))
 
 
 def risk_coverage(scores: Floats, right: NDArray[np.bool_], rows: int) -> tuple[Floats, Floats]:
@@ -72,19 +72,12 @@ def risk_coverage(scores: Floats, right: NDArray[np.bool_], rows: int) -> tuple[
     return (kept + 1) / rows, wrong[kept] / (kept + 1)
 
 
-def cascade_risk_coverage(survey: Survey) -> tuple[Floats, Floats]:
+def cascade_risk_coverage(evaluated: EvaluatedRows) -> tuple[Floats, Floats]:
     """The same of the cascade, each row with the confidence of the stage that answers."""
-    outcome = survey.outcome
+    outcome = evaluated.outcome
     answered = np.flatnonzero(outcome.answered)
-    scores = survey.scores[outcome.end[answered], answered]
-    return risk_coverage(scores, outcome.right[answered], len(survey))
-
-
-def oracle(survey: Survey) -> Outcome:
-    """Each row exits at the first stage that is right, at the first of all where none is."""
-    end = survey.right.argmax(axis=0)
-    spent = survey.held_out.costs.cumsum(axis=1)
-    return Outcome(survey.held_out, end, np.take_along_axis(spent, end[:, None], axis=1)[:, 0])
+    scores = evaluated.scores[outcome.end[answered], answered]
+    return risk_coverage(scores, outcome.right[answered], len(evaluated))
 
 
 @dataclass(frozen=True)
@@ -102,21 +95,21 @@ class Group:
     shares: tuple[float, ...]
 
 
-def by_label(survey: Survey) -> list[Group]:
+def by_label(evaluated: EvaluatedRows) -> list[Group]:
     """The labels of most rows first; where there are many, the rest together."""
-    counts = np.bincount(survey.truth, minlength=len(survey.labels))
+    counts = np.bincount(evaluated.truth, minlength=len(evaluated.labels))
     present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
     own = present if len(present) <= MOST_LABELS + 1 else present[:MOST_LABELS]
-    groups = [_group(survey, survey.labels[label], survey.truth == label) for label in own]
+    groups = [_group(evaluated, evaluated.labels[label], evaluated.truth == label) for label in own]
     if len(own) < len(present):
-        rest = np.isin(survey.truth, present[MOST_LABELS:])
-        groups.append(_group(survey, f"{len(present) - MOST_LABELS} others", rest))
+        rest = np.isin(evaluated.truth, present[MOST_LABELS:])
+        groups.append(_group(evaluated, f"{len(present) - MOST_LABELS} others", rest))
     return groups
 
 
-def by_length(survey: Survey) -> list[Group]:
+def by_length(evaluated: EvaluatedRows) -> list[Group]:
     """Rows from short to long, in groups of about as many each."""
-    lengths = survey.lengths
+    lengths = evaluated.lengths
     # Each group ends with a length that rows have, so that its name tells which it holds.
     steps = np.linspace(0, 1, _LENGTH_BINS + 1)[1:]
     tops = np.unique(np.quantile(lengths, steps, method="inverted_cdf").astype(np.int64))
@@ -126,23 +119,23 @@ def by_length(survey: Survey) -> list[Group]:
         inside = which == k
         shortest, longest = int(lengths[inside].min()), int(tops[k])
         name = str(longest) if shortest == longest else f"{shortest}–{longest}"
-        groups.append(_group(survey, name, inside))
+        groups.append(_group(evaluated, name, inside))
     return groups
 
 
-def _group(survey: Survey, name: str, inside: NDArray[np.bool_]) -> Group:
-    ends = np.bincount(survey.outcome.end[inside], minlength=len(survey.stages) + 1)
+def _group(evaluated: EvaluatedRows, name: str, inside: NDArray[np.bool_]) -> Group:
+    ends = np.bincount(evaluated.outcome.end[inside], minlength=len(evaluated.stages) + 1)
     return Group(name, int(inside.sum()), tuple((ends / ends.sum()).tolist()))
 
 
-def hardest(survey: Survey) -> NDArray[np.int64]:
+def hardest(evaluated: EvaluatedRows) -> NDArray[np.int64]:
     """Positions of the rows that the last stage is least sure of."""
-    return np.argsort(survey.scores[-1], kind="stable")[:_SHOWN_ROWS]
+    return np.argsort(evaluated.scores[-1], kind="stable")[:_SHOWN_ROWS]
 
 
-def surest_errors(survey: Survey) -> NDArray[np.int64]:
+def surest_errors(evaluated: EvaluatedRows) -> NDArray[np.int64]:
     """Positions of the rows that the first stage which is run is surest of, and wrong."""
-    stage = survey.first_stage
-    order = np.argsort(-survey.scores[stage], kind="stable")
-    wrong: NDArray[np.int64] = order[~survey.right[stage, order]]
+    stage = evaluated.first_stage
+    order = np.argsort(-evaluated.scores[stage], kind="stable")
+    wrong: NDArray[np.int64] = order[~evaluated.right[stage, order]]
     return wrong[:_SHOWN_ROWS]

@@ -27,8 +27,8 @@ from cascadebert.errors import InputError, MissingDependencyError
 from cascadebert.evaluation.check import DEFAULT_LEVEL
 from cascadebert.report import pictures
 from cascadebert.report.breakdown import by_label, by_length, hardest, surest_errors
-from cascadebert.report.price import price_of_certainty, too_few
-from cascadebert.report.survey import Survey
+from cascadebert.report.evaluated_rows import EvaluatedRows
+from cascadebert.report.price import price_of_confidence, too_few
 from cascadebert.report.svg import shown
 
 NO_CERTIFICATE = "no certificate"
@@ -68,23 +68,23 @@ def write_report(
     if not target.absolute().parent.is_dir():
         raise InputError(f"{path}: the folder {target.parent} does not exist; make it first")
     template = _template()
-    survey = Survey.of(cascade, rows, progress)
+    evaluated = EvaluatedRows.of(cascade, rows, progress)
     stages = " → ".join(stage.name for stage in cascade.stages)
     page = template.render(
         title=shown(title or stages, _MOST_NAME),
         version=version("cascadebert"),
-        survey=survey,
-        stages=[shown(name, _MOST_NAME) for name in survey.stages],
-        score=survey.replay.score.name,
-        verdict=_verdict(cascade, survey),
-        figures=survey.figures(),
-        stage_figures=survey.stage_figures(),
-        promises=_promises(cascade.certificate, survey),
-        promises_tested=_promises_tested(cascade.certificate, survey),
-        notes=_notes(cascade, survey),
-        **_pictures(cascade.certificate, survey),
-        hardest=_rows(survey, hardest(survey)),
-        errors=_rows(survey, surest_errors(survey)),
+        evaluated=evaluated,
+        stages=[shown(name, _MOST_NAME) for name in evaluated.stages],
+        score=evaluated.replay.score.name,
+        verdict=_verdict(cascade, evaluated),
+        figures=evaluated.figures(),
+        stage_figures=evaluated.stage_figures(),
+        promises=_promises(cascade.certificate, evaluated),
+        promises_tested=_promises_tested(cascade.certificate, evaluated),
+        notes=_notes(cascade, evaluated),
+        **_pictures(cascade.certificate, evaluated),
+        hardest=_rows(evaluated, hardest(evaluated)),
+        errors=_rows(evaluated, surest_errors(evaluated)),
     )
     write_text(target, page)
     return target
@@ -122,14 +122,14 @@ class _Verdict:
     words: str
 
 
-def _verdict(cascade: Cascade, survey: Survey) -> _Verdict:
+def _verdict(cascade: Cascade, evaluated: EvaluatedRows) -> _Verdict:
     certificate = cascade.certificate
     if certificate is not None:
         look = _LOOKS.get(certificate.verdict, "none")
         return _Verdict(certificate.verdict, look, certificate.words())
-    if len(survey.stages) == 1:
+    if len(evaluated.stages) == 1:
         why = "There is no certificate: a single stage answers every row, and has no thresholds."
-    elif not survey.tuned:
+    elif not evaluated.tuned:
         why = (
             "There is no certificate, as this cascade is not tuned: it has no thresholds, and its "
             "last stage answers every row. The figures of the cascade below are of the last stage "
@@ -154,12 +154,12 @@ class _Seen:
     broken: bool
 
 
-def _promises(certificate: Certificate | None, survey: Survey) -> list[_Seen]:
+def _promises(certificate: Certificate | None, evaluated: EvaluatedRows) -> list[_Seen]:
     if certificate is None:
         return []
     # Tests that bet on one row after the other need an order that nothing depends on.
-    order = np.random.default_rng(0).permutation(len(survey))
-    outcome = survey.replay.take(order).outcome(survey.routing)
+    order = np.random.default_rng(0).permutation(len(evaluated))
+    outcome = evaluated.replay.take(order).outcome(evaluated.routing)
     level = DEFAULT_LEVEL / max(len(certificate.promises), 1)
     found = []
     for promise, target in zip(certificate.promises, _targets(certificate), strict=True):
@@ -176,16 +176,16 @@ def _promises(certificate: Certificate | None, survey: Survey) -> list[_Seen]:
     return found
 
 
-def _is_own(certificate: Certificate, survey: Survey) -> bool:
-    return certificate.rows_fingerprint == survey.rows.texts_fingerprint()
+def _is_own(certificate: Certificate, evaluated: EvaluatedRows) -> bool:
+    return certificate.rows_fingerprint == evaluated.rows.texts_fingerprint()
 
 
-def _promises_tested(certificate: Certificate | None, survey: Survey) -> bool:
+def _promises_tested(certificate: Certificate | None, evaluated: EvaluatedRows) -> bool:
     """Whether there are promises, and rows that can tell whether they hold."""
     return (
         certificate is not None
         and certificate.verdict in (CERTIFIED, DO_NOT_CASCADE)
-        and not _is_own(certificate, survey)
+        and not _is_own(certificate, evaluated)
     )
 
 
@@ -194,12 +194,12 @@ def _targets(certificate: Certificate | None) -> list[Target]:
     return [target_of(promise.target, promise.value, promise.label) for promise in promises]
 
 
-def _notes(cascade: Cascade, survey: Survey) -> list[str]:
+def _notes(cascade: Cascade, evaluated: EvaluatedRows) -> list[str]:
     """What must be known before the figures are believed."""
     notes = []
     certificate = cascade.certificate
     if certificate is not None:
-        if _is_own(certificate, survey):
+        if _is_own(certificate, evaluated):
             notes.append(
                 "These are the certificate's own rows, some of which chose the thresholds: the "
                 "figures here flatter the cascade. Report on others."
@@ -209,7 +209,7 @@ def _notes(cascade: Cascade, survey: Survey) -> list[str]:
                 "The certificate is of other stages, labels or thresholds than these: run "
                 "'cascadebert check'."
             )
-    texts = survey.rows.texts_fingerprint()
+    texts = evaluated.rows.texts_fingerprint()
     for number, stage in enumerate(cascade.stages, start=1):
         if stage.record.trained_on == texts:
             notes.append(
@@ -219,29 +219,31 @@ def _notes(cascade: Cascade, survey: Survey) -> list[str]:
     return notes
 
 
-def _pictures(certificate: Certificate | None, survey: Survey) -> dict[str, Any]:
+def _pictures(certificate: Certificate | None, evaluated: EvaluatedRows) -> dict[str, Any]:
     """All pictures, by their name in the template; None where one is left out."""
     from markupsafe import Markup
 
-    several = len(survey.stages) > 1
+    several = len(evaluated.stages) > 1
     targets = _targets(certificate) or [MaxDrop(_DEFAULT_DROP)]
-    why_no_price = too_few(survey)
-    price = None if why_no_price else price_of_certainty(survey, targets)
+    why_no_price = too_few(evaluated)
+    price = None if why_no_price else price_of_confidence(evaluated, targets)
     on_cost = all(target.on_cost for target in targets)
-    abstained = bool((~survey.outcome.answered).any())
+    abstained = bool((~evaluated.outcome.answered).any())
     return {
-        "frontier": Markup(pictures.frontier(survey)) if several else None,
+        "frontier": Markup(pictures.frontier(evaluated)) if several else None,
         "price": price and Markup(pictures.price(price, on_cost)),
         "price_found": price,
         "price_on_cost": on_cost,
         "price_targets": " and ".join(map(str, targets)),
         "why_no_price": why_no_price,
         "reliability": [
-            Markup(pictures.reliability_panel(survey, k)) for k in range(len(survey.stages))
+            Markup(pictures.reliability_panel(evaluated, k)) for k in range(len(evaluated.stages))
         ],
-        "risk": Markup(pictures.risk(survey)),
-        "by_label": Markup(pictures.stacks(survey, by_label(survey), "by-label", "label")),
-        "by_length": Markup(pictures.stacks(survey, by_length(survey), "by-length", "length")),
+        "risk": Markup(pictures.risk(evaluated)),
+        "by_label": Markup(pictures.stacks(evaluated, by_label(evaluated), "by-label", "label")),
+        "by_length": Markup(
+            pictures.stacks(evaluated, by_length(evaluated), "by-length", "length")
+        ),
         "abstained": abstained,
     }
 
@@ -265,22 +267,22 @@ class _Row:
     answers: Sequence[_Answer]
 
 
-def _rows(survey: Survey, positions: NDArray[np.int64]) -> list[_Row]:
-    pairs = survey.rows.pairs
+def _rows(evaluated: EvaluatedRows, positions: NDArray[np.int64]) -> list[_Row]:
+    pairs = evaluated.rows.pairs
     return [
         _Row(
             number=i + 1,
-            text=shown(survey.rows.texts[i], _MOST_CHARACTERS),
+            text=shown(evaluated.rows.texts[i], _MOST_CHARACTERS),
             pair=shown(pairs[i], _MOST_CHARACTERS) if pairs else None,
-            label=shown(survey.labels[survey.truth[i]], _MOST_NAME),
+            label=shown(evaluated.labels[evaluated.truth[i]], _MOST_NAME),
             answers=[
                 _Answer(
-                    label=shown(survey.labels[survey.answers[k, i]], _MOST_NAME),
-                    confidence=float(survey.confidence[k, i]),
-                    right=bool(survey.right[k, i]),
-                    final=bool(survey.outcome.end[i] == k),
+                    label=shown(evaluated.labels[evaluated.answers[k, i]], _MOST_NAME),
+                    confidence=float(evaluated.confidence[k, i]),
+                    right=bool(evaluated.right[k, i]),
+                    final=bool(evaluated.outcome.end[i] == k),
                 )
-                for k in range(len(survey.stages))
+                for k in range(len(evaluated.stages))
             ],
         )
         for i in positions.tolist()

@@ -9,15 +9,15 @@ import numpy as np
 
 from cascadebert.deferral.search.frontier import Search
 from cascadebert.deferral.targets import MaxDrop
+from cascadebert.evaluation.oracle import oracle
 from cascadebert.report.breakdown import (
     Group,
     cascade_risk_coverage,
-    oracle,
     reliability,
     risk_coverage,
 )
+from cascadebert.report.evaluated_rows import EvaluatedRows, cost_share
 from cascadebert.report.price import LEVELS, Price
-from cascadebert.report.survey import Survey
 from cascadebert.report.svg import INK, POINTS, canvas, inline, shown, style
 
 _NAME = 24
@@ -42,49 +42,49 @@ def _legend(figure: Any) -> None:
     figure.legend(loc="outside lower center", ncols=columns)
 
 
-def _stage_name(survey: Survey, stage: int) -> str:
-    return f"{stage + 1} {shown(survey.stages[stage], _NAME)}"
+def _stage_name(evaluated: EvaluatedRows, stage: int) -> str:
+    return f"{stage + 1} {shown(evaluated.stages[stage], _NAME)}"
 
 
-def frontier(survey: Survey) -> str:
+def frontier(evaluated: EvaluatedRows) -> str:
     """Accuracy against cost on these rows."""
     # The target only picks from the frontier; the frontier is the same for any.
-    search = Search(survey.replay, [MaxDrop(0.01)])
+    search = Search(evaluated.replay, [MaxDrop(0.01)])
     points = search.shown(search.frontier())
-    best = oracle(survey)
+    best = oracle(evaluated.right, evaluated.held_out.costs)
     with canvas(290) as figure:
         axes = figure.add_subplot()
         axes.plot(
-            [100 * point.cost / survey.reference_cost for point in points],
+            [100 * point.cost / evaluated.reference_cost for point in points],
             [100 * point.accuracy for point in points],
             color=INK,
             alpha=0.6,
             drawstyle="steps-post",
             label="best on these rows",
         )
-        for k in range(len(survey.stages)):
+        for k in range(len(evaluated.stages)):
             look = style(k)
             axes.plot(
-                100 * survey.cost_shares[k],
-                100 * survey.right[k].mean(),
+                100 * evaluated.cost_shares[k],
+                100 * evaluated.right[k].mean(),
                 look.marker,
                 color=look.color,
                 markersize=9,
                 linestyle="none",
-                label=f"{_stage_name(survey, k)} alone",
+                label=f"{_stage_name(evaluated, k)} alone",
             )
         axes.plot(
-            100 * survey.cost_share(survey.outcome.cost),
-            100 * survey.outcome.right.mean(),
+            100 * cost_share(evaluated.outcome),
+            100 * evaluated.outcome.right.mean(),
             "*",
             color=INK,
             markersize=15,
             linestyle="none",
-            label="the cascade as it is set" if survey.tuned else "not tuned: the last stage",
+            label="the cascade as it is set" if evaluated.tuned else "not tuned: the last stage",
         )
         axes.plot(
-            100 * survey.cost_share(best.cost),
-            100 * best.right.mean(),
+            100 / best.speedup,
+            100 * best.accuracy,
             "P",
             markerfacecolor="none",
             color=INK,
@@ -92,7 +92,7 @@ def frontier(survey: Survey) -> str:
             linestyle="none",
             label="oracle",
         )
-        axes.set_xlabel(f"{survey.unit} a row, % of the last stage alone")
+        axes.set_xlabel(f"{evaluated.unit} a row, % of the last stage alone")
         axes.set_ylabel("accuracy, %")
         axes.set_xlim(left=0)
         axes.margins(y=0.08)
@@ -148,9 +148,9 @@ def price(found: Price, on_cost: bool) -> str:
         )
 
 
-def reliability_panel(survey: Survey, stage: int) -> str:
+def reliability_panel(evaluated: EvaluatedRows, stage: int) -> str:
     """Share of right answers against probability, with the number of rows below."""
-    found, look = reliability(survey, stage), style(stage)
+    found, look = reliability(evaluated, stage), style(stage)
     with canvas(_PANEL, _PANEL) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
         upper.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=1, linestyle=":")
@@ -166,22 +166,22 @@ def reliability_panel(survey: Survey, stage: int) -> str:
         lower.set_xlabel("probability of the answer")
         lower.locator_params(axis="y", nbins=3, integer=True)
         figure.align_ylabels()
-        name = shown(survey.stages[stage], _NAME)
+        name = shown(evaluated.stages[stage], _NAME)
         return inline(figure, f"reliability-{stage}", f"Reliability of stage {stage + 1} {name}")
 
 
-def risk(survey: Survey) -> str:
+def risk(evaluated: EvaluatedRows) -> str:
     """Share of wrong answers against coverage, a line a stage and one for the cascade."""
     with canvas(280) as figure:
         axes = figure.add_subplot()
-        for k in range(len(survey.stages)):
-            coverage, wrong = risk_coverage(survey.scores[k], survey.right[k], len(survey))
-            label = f"{_stage_name(survey, k)} ({survey.aurc(k):.3f})"
+        for k in range(len(evaluated.stages)):
+            coverage, wrong = risk_coverage(evaluated.scores[k], evaluated.right[k], len(evaluated))
+            label = f"{_stage_name(evaluated, k)} ({evaluated.qualities[k].aurc:.3f})"
             look = style(k)
             axes.plot(
                 100 * coverage, 100 * wrong, color=look.color, linestyle=look.dash, label=label
             )
-        coverage, wrong = cascade_risk_coverage(survey)
+        coverage, wrong = cascade_risk_coverage(evaluated)
         axes.plot(
             100 * coverage, 100 * wrong, color=INK, linewidth=2.6, alpha=0.75, label="the cascade"
         )
@@ -193,9 +193,9 @@ def risk(survey: Survey) -> str:
         return inline(figure, "risk", "Share of wrong answers against coverage, by stage")
 
 
-def stacks(survey: Survey, groups: Sequence[Group], name: str, what: str) -> str:
+def stacks(evaluated: EvaluatedRows, groups: Sequence[Group], name: str, what: str) -> str:
     """Where rows end, a bar a group."""
-    count = len(survey.stages)
+    count = len(evaluated.stages)
     with canvas(60 + _BAR * len(groups)) as figure:
         axes = figure.add_subplot()
         start = np.zeros(len(groups))
@@ -205,7 +205,7 @@ def stacks(survey: Survey, groups: Sequence[Group], name: str, what: str) -> str
                 continue
             color = style(k).color if k < count else "none"
             edge = "none" if k < count else INK
-            label = _stage_name(survey, k) if k < count else "no answer"
+            label = _stage_name(evaluated, k) if k < count else "no answer"
             axes.barh(
                 range(len(groups)),
                 shares,

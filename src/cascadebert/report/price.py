@@ -17,7 +17,7 @@ from cascadebert.deferral.search.choose import choose_thresholds
 from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import TargetError
-from cascadebert.report.survey import Survey
+from cascadebert.report.evaluated_rows import EvaluatedRows, cost_share
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
 LEAST_ROWS = 100
@@ -52,11 +52,11 @@ class Price:
     score: str
 
 
-def too_few(survey: Survey) -> str | None:
+def too_few(evaluated: EvaluatedRows) -> str | None:
     """Why the price of certainty cannot be told of these rows, in a sentence."""
-    if len(survey.stages) < 2:
+    if len(evaluated.stages) < 2:
         return "A single stage has no thresholds to choose."
-    distinct = len(np.unique(survey.groups))
+    distinct = len(np.unique(evaluated.groups))
     if distinct < LEAST_ROWS:
         return (
             f"Left out: it takes {LEAST_ROWS} different rows to choose thresholds on parts of them "
@@ -65,23 +65,23 @@ def too_few(survey: Survey) -> str | None:
     return None
 
 
-def price_of_certainty(
-    survey: Survey, targets: Sequence[Target], seconds: float = _SECONDS
+def price_of_confidence(
+    evaluated: EvaluatedRows, targets: Sequence[Target], seconds: float = _SECONDS
 ) -> Price:
     """Choose certified thresholds again and again on random parts of the rows.
 
     Args:
-        survey: of enough rows, see :func:`too_few`.
+        evaluated: of enough rows, see :func:`too_few`.
         targets: what is wanted, together.
         seconds: after which no further draw is begun; every size and level has had one by then.
     """
     # Learning a score anew for each draw would take an extra package, and most of the time.
-    name = DEFAULT_SCORE if survey.replay.score.name == LEARNED else survey.replay.score.name
+    name = DEFAULT_SCORE if evaluated.replay.score.name == LEARNED else evaluated.replay.score.name
     replay = Replay.of(
-        survey.held_out, [run.logits.astype(np.float64) for run in survey.runs], SCORES[name]
+        evaluated.held_out, [run.logits.astype(np.float64) for run in evaluated.runs], SCORES[name]
     )
-    groups = survey.groups
-    sizes = _sizes(len(survey))
+    groups = evaluated.groups
+    sizes = _sizes(len(evaluated))
     found: dict[tuple[int, float], list[tuple[float, float, bool]]] = {}
     begun = time.monotonic()
     draws = 0
@@ -91,7 +91,7 @@ def price_of_certainty(
             if len(np.unique(groups[order[:size]])) < FEWEST_ROWS:
                 continue
             for level in LEVELS:
-                once = _once(survey, replay, targets, order[:size], level, draws)
+                once = _once(evaluated, replay, targets, order[:size], level, draws)
                 found.setdefault((size, level), []).append(once)
         draws += 1
     return Price(
@@ -99,14 +99,14 @@ def price_of_certainty(
         costs={at: tuple(cost for cost, _, _ in runs) for at, runs in found.items()},
         accuracies={at: tuple(share for _, share, _ in runs) for at, runs in found.items()},
         certified={at: sum(sure for _, _, sure in runs) / len(runs) for at, runs in found.items()},
-        without=_without_promise(survey, replay, targets),
+        without=_without_promise(evaluated, replay, targets),
         draws=draws,
         score=name,
     )
 
 
 def _once(
-    survey: Survey,
+    evaluated: EvaluatedRows,
     replay: Replay,
     targets: Sequence[Target],
     rows: NDArray[np.int64],
@@ -115,30 +115,30 @@ def _once(
 ) -> tuple[float, float, bool]:
     """Cost and accuracy on all rows of the thresholds that some certify, and whether they do."""
     policy = choose_thresholds(
-        [run.logits[rows] for run in survey.runs],
-        survey.truth[rows],
+        [run.logits[rows] for run in evaluated.runs],
+        evaluated.truth[rows],
         replay.rows.costs[rows],
         targets,
         level,
         seed,
-        groups=survey.groups[rows],
+        groups=evaluated.groups[rows],
         score=replay.score.name,
         logits=True,
-        names=survey.labels,
+        names=evaluated.labels,
     )
     outcome = replay.outcome(policy.routing)
     certified = policy.certificate.verdict != NOT_CERTIFIED
     reference = not certified and not all(target.on_cost for target in targets)
-    cost = 1.0 if reference else survey.cost_share(outcome.cost)
+    cost = 1.0 if reference else cost_share(outcome)
     right = outcome.reference_right if reference else outcome.right
     return cost, float(right.mean()), certified
 
 
 def _without_promise(
-    survey: Survey, replay: Replay, targets: Sequence[Target]
+    evaluated: EvaluatedRows, replay: Replay, targets: Sequence[Target]
 ) -> tuple[float, float] | None:
     with contextlib.suppress(TargetError):
-        cost, accuracy, _ = _once(survey, replay, targets, np.arange(len(survey)), None, 0)
+        cost, accuracy, _ = _once(evaluated, replay, targets, np.arange(len(evaluated)), None, 0)
         return cost, accuracy
     return None
 

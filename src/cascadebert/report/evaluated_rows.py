@@ -16,7 +16,7 @@ from cascadebert.deferral.confidence import Floats, softmax
 from cascadebert.deferral.held_out import HeldOut, Outcome
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.deferral.search.replay import Replay
-from cascadebert.evaluation.metrics import aurc, dis, ece
+from cascadebert.evaluation.evaluate import Quality, quality
 from cascadebert.rows.rows import Rows, as_rows
 from cascadebert.stages.costs import StageRun, row_costs
 
@@ -24,27 +24,22 @@ SECONDS, FLOPS = "seconds", "flops"
 
 
 @dataclass(frozen=True)
-class StageFigures:
-    """One stage on all rows, whatever the thresholds.
+class StageFigures(Quality):
+    """One stage alone on all rows.
 
     Attributes:
-        name: of the stage.
-        accuracy: share of right answers.
-        answered: share of the rows that the cascade has answered by it.
-        threshold: above which rows exit, of the last stage get an answer; None where it is not run.
-        skip: up to which rows go straight to the last stage.
-        dis: None where all answers are right, or all wrong.
-        ece: see :mod:`cascadebert.evaluation.metrics`.
-        cost: mean of a row, as a share of the last stage's.
+        name: name of the stage.
+        answered: share of the rows that the cascade answers with it.
+        threshold: confidence above which rows exit, or get an answer from the last stage; None
+            where the stage is not run.
+        skip: confidence up to which rows go straight to the last stage.
+        cost: mean cost per row, as a share of the last stage's.
     """
 
     name: str
-    accuracy: float
     answered: float
     threshold: float | None
     skip: float
-    dis: float | None
-    ece: float
     cost: float
 
 
@@ -80,7 +75,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Survey:
+class EvaluatedRows:
     """Rows, what every stage says of them, and the thresholds.
 
     Attributes:
@@ -110,7 +105,7 @@ class Survey:
     @classmethod
     def of(
         cls, cascade: Cascade, rows: Any, progress: Callable[[int], object] | None = None
-    ) -> Survey:
+    ) -> EvaluatedRows:
         """Run every stage once on every row.
 
         Args:
@@ -187,9 +182,15 @@ class Survey:
         return self.replay.score.shown(self.scores)
 
     @cached_property
-    def probability(self) -> Floats:
-        """Of each stage's answer, float64 of shape (stages, rows)."""
-        return np.stack([softmax(run.logits).max(axis=1) for run in self.runs])
+    def probabilities(self) -> Floats:
+        """Probabilities from each stage, float64 of shape (stages, rows, classes)."""
+        return np.stack([softmax(run.logits) for run in self.runs])
+
+    @cached_property
+    def qualities(self) -> list[Quality]:
+        """The quality of each stage alone."""
+        stages = zip(self.probabilities, self.scores, strict=True)
+        return [quality(probabilities, self.truth, scores) for probabilities, scores in stages]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -207,19 +208,9 @@ class Survey:
 
     @property
     def cost_shares(self) -> Floats:
-        """Mean cost of a row in each stage, as a share of the last stage's; shape (stages,)."""
+        """Mean cost per row in each stage, as a share of the last stage's; shape (stages,)."""
         shares: Floats = self.held_out.costs.mean(axis=0) / self.reference_cost
         return shares
-
-    def cost_share(self, cost: Floats) -> float:
-        """Mean of rows' costs as a share of the last stage's."""
-        return float(cost.mean()) / self.reference_cost
-
-    def aurc(self, stage: int) -> float:
-        return aurc(self.scores[stage], self.right[stage])
-
-    def ece(self, stage: int) -> float:
-        return ece(self.probability[stage], self.right[stage])
 
     def figures(self) -> Figures:
         """The cascade against its last stage alone."""
@@ -241,8 +232,7 @@ class Survey:
         )
 
     def _speedup(self, kind: str) -> float:
-        replay = self.replays[kind]
-        return float(replay.rows.costs[:, -1].sum() / replay.routes(self.routing).cost.sum())
+        return 1 / cost_share(self.replays[kind].outcome(self.routing))
 
     def stage_figures(self) -> list[StageFigures]:
         """Each stage on all rows."""
@@ -250,17 +240,19 @@ class Survey:
         shares = np.bincount(self.outcome.end, minlength=count + 1) / len(self)
         found = []
         for k, (limit, skip) in enumerate(self.routing.by_stage):
-            order = dis(self.scores[k], ~self.right[k])
             found.append(
                 StageFigures(
+                    **vars(self.qualities[k]),
                     name=self.stages[k],
-                    accuracy=float(self.right[k].mean()),
                     answered=float(shares[k]),
                     threshold=limit if self.routing.runs[k] else None,
                     skip=skip,
-                    dis=None if math.isnan(order) else order,
-                    ece=self.ece(k),
                     cost=float(self.cost_shares[k]),
                 )
             )
         return found
+
+
+def cost_share(outcome: Outcome) -> float:
+    """The cost of all rows as a share of the last stage's: the inverse of the speed-up."""
+    return float(outcome.cost.sum() / outcome.rows.costs[:, -1].sum())
