@@ -2,8 +2,8 @@
 
     CASCADEBERT_DATA=... python benchmarks/certified.py [TASK ...]
 
-Takes the logits that ``training.py run`` kept of plainly trained stages (seed 0): thresholds are
-tuned on the validation split, with counted operations as the cost, and checked on the test split.
+Takes the logits that ``train_small_stages.py`` kept of stages trained with cross-entropy (seed 0).
+Thresholds are tuned on the validation split, with counted operations as the cost, and checked on the test split.
 For abstention the cascade of clinc150 that ``plain_cascades.py`` saved is tuned and run on rows
 that belong to no class.
 """
@@ -33,8 +33,8 @@ from cascadebert.deferral.held_out import HeldOut
 from cascadebert.deferral.search.replay import Replay
 from cascadebert.deferral.targets import Target
 from cascadebert.training.fine_tuning import label_order
-from stages import training_rows
-from training import ENCODERS, RECIPES, last_stage
+from train_plain_stages import training_rows
+from train_small_stages import ENCODERS, RECIPES, last_stage
 from training_scores import row_flops, small_stages
 
 TASKS = ("sst2", "mrpc", "agnews", "clinc150", "snli")
@@ -55,7 +55,7 @@ def run(task: str) -> dict[str, Any]:
     names = label_order(train, None)
     small = small_stages(task, "cross_entropy", 0, train)
     if small is None:
-        raise SystemExit(f"{task}: run 'training.py run --tasks {task}' first")
+        raise SystemExit(f"{task}: run 'train_small_stages.py --tasks {task}' first")
     stages = [small[name] for name in ENCODERS] + [last_stage(task)]
     replays, groups = {}, {}
     for split in ("validation", "test"):

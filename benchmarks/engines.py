@@ -3,8 +3,8 @@
     CASCADEBERT_DATA=... python benchmarks/engines.py speed
     CASCADEBERT_DATA=... python benchmarks/engines.py accuracy
 
-Needs the cascades that ``speed.py`` builds. Each stage of sst2's, quantised as ``cascadebert build
---data`` does it, is quantised by ONNX Runtime's own tools too: dynamically, statically (QDQ) and
+Needs the cascades that ``fast_cascades.py`` builds. Each stage of sst2's, quantised as
+``cascadebert build --data`` does it, is quantised by ONNX Runtime's own tools too: dynamically, statically (QDQ) and
 with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn: every engine runs all
 rows once a round. Then the rows are put into other batches of one width, and into ordinary ones, 32
 at random and padded to the longest. ``accuracy`` has what bfloat16 and int8 cost MPNet, on the test
@@ -44,8 +44,8 @@ from cascadebert.persistence.record import StageRecord, read_record
 from cascadebert.rows.files import read_rows
 from cascadebert.rows.rows import Rows, evenly
 from cascadebert.stages.transformer import TransformerStage
-from speed import TASKS
-from stages import training_rows
+from fast_cascades import TASKS
+from train_plain_stages import training_rows
 
 TASK = "sst2"
 ROUNDS = 2

@@ -2,8 +2,8 @@
 
     CASCADEBERT_DATA=... python benchmarks/plain_cascades.py [TASK ...]
 
-Needs the checkpoints that ``stages.py`` makes. Thresholds are chosen for a speed-up of 4 in
-measured seconds on the validation split; the test split is only looked at by ``evaluate``.
+Needs the checkpoints that ``train_plain_stages.py`` makes. Thresholds are chosen for a speed-up
+of 4 in measured seconds on the validation split; the test split is only looked at by ``evaluate``.
 """
 
 from __future__ import annotations

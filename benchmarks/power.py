@@ -1,4 +1,4 @@
-"""What certainty costs: certified thresholds against the oracle's, by three methods.
+"""The cost of a certificate: certified thresholds against the oracle's, by three methods.
 
     python benchmarks/power.py [--repeats 200]
 

@@ -4,8 +4,8 @@
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
-Needs MPNet (``stages.py``) and the small stages (``speed.py train``); of these and of the cascades
-there is one, whatever the rivals' seeds. Rivals see the rows that MPNet saw, on sst2 4,000 more
+Needs MPNet (``train_plain_stages.py``) and the small stages (``fast_cascades.py train``).
+There is one of each and of the cascades for all seeds of the rivals. Rivals see the rows that MPNet saw, on sst2 4,000 more
 than the small stages. The first layers, and every other layer, are trained for as many epochs and
 at the same rate as the small stages. What is made of MPNet begins with the fine-tuned one, as who
 has that would, and gets one more epoch, with an accelerator three: DeeBERT for its second stage, as
@@ -71,10 +71,10 @@ from cascadebert.stages.costs import StageRun, row_costs
 from cascadebert.stages.transformer import TransformerStage
 from cascadebert.training.outputs import bf16_is_fast
 from cascadebert.training.parts import Parts
-from speed import STAGES, validation_rows
-from stages import RECIPES, training_rows
-from training import ENCODERS, MAX_LENGTH, known, teaching, whole_of
-from training import RECIPES as SMALL_RECIPES
+from fast_cascades import STAGES, validation_rows
+from train_plain_stages import RECIPES, training_rows
+from train_small_stages import ENCODERS, MAX_LENGTH, known, teaching, whole_of
+from train_small_stages import RECIPES as SMALL_RECIPES
 
 PARTS = Parts(common.CHECKPOINTS / "rivals")
 TASKS = ("sst2", "mrpc", "snli")
@@ -528,7 +528,7 @@ def put_in_place(results: dict[str, Any], seeds: Sequence[int]) -> None:
 
 
 def seconds_before(task: Task, method: str) -> float:
-    """Of one core, for the trainings by ``stages.py`` and ``speed.py`` that a method needs."""
+    """Seconds of one core for the other scripts' trainings that a method needs."""
     if method in FIRST_LAYERS:
         return 0.0
     # The last stage is a cascade's own, and what others begin with or learn from; it counts once.

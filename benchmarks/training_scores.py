@@ -1,7 +1,14 @@
-"""Figures and tables out of the logits that ``training.py run`` kept."""
+"""What each way of training the small stages is worth, on five data sets.
+
+    CASCADEBERT_DATA=... python benchmarks/training_scores.py [--tasks sst2 ...]
+
+Reads the logits that ``train_small_stages.py`` kept. The temperature and the thresholds come from
+the validation rows, the figures from the test rows.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 from pathlib import Path
@@ -23,8 +30,8 @@ from cascadebert.training.fine_tuning import label_order, open_encoder
 from cascadebert.training.linear import fit_linear
 from cascadebert.training.objective import Objective
 from cascadebert.training.parts import read_part
-from stages import training_rows
-from training import (
+from train_plain_stages import training_rows
+from train_small_stages import (
     DIFFICULTY_SEEDS,
     ENCODERS,
     FOLDS,
@@ -299,3 +306,14 @@ def spread(figures: list[dict[str, float]], name: str, scale: float = 1) -> str:
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=RECIPES, default=list(RECIPES))
+    results = {task: score(task) for task in parser.parse_args().tasks}
+    common.keep("training_scores", {"recipes": RECIPES, "results": results}, table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Populations to draw held-out rows from, on which every promise can be checked exactly.
 
 A population is finite and rows are drawn from it with replacement, so that its own shares are the
-truth: synthetic stages, or real predictions of the stages that ``training.py`` trained.
+truth: synthetic stages, or real predictions of the stages that ``train_small_stages.py`` trained.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def real(task: str, stages: int) -> World:
     names = label_order(train, None)
     small = small_stages(task, "cross_entropy", 0, train)
     if small is None:
-        raise SystemExit(f"{task}: run 'training.py run --tasks {task}' first")
+        raise SystemExit(f"{task}: run 'train_small_stages.py --tasks {task}' first")
     logits = [small["MiniLM-L3"], small["MiniLM-L6"], last_stage(task)]
     logits = {2: logits[::2], 3: logits, 4: [linear_stage(task, train), *logits]}[stages]
     splits = ("validation", "test")

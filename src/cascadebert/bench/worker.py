@@ -64,7 +64,7 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-class Answers(NamedTuple):
+class ContenderAnswers(NamedTuple):
     """Of some rows: label names, empty for no answer.
 
     Of a cascade also the stages that each row passed, bool of shape (rows, stages), and the
@@ -79,7 +79,7 @@ class Answers(NamedTuple):
 class Subject(Protocol):
     """What is timed."""
 
-    def answer(self, rows: Rows) -> Answers: ...
+    def answer(self, rows: Rows) -> ContenderAnswers: ...
 
 
 class _Stopwatch:
@@ -128,10 +128,10 @@ class CascadeSubject:
         self._stopwatch = _Stopwatch()
         self._cascade = cascade.with_own_stages([*map(self._stopwatch.on, cascade.stages)])
 
-    def answer(self, rows: Rows) -> Answers:
+    def answer(self, rows: Rows) -> ContenderAnswers:
         self._stopwatch.seconds = 0.0
         out = self._cascade.predict(rows)
-        return Answers(out.labels.tolist(), out.passed, self._stopwatch.seconds)
+        return ContenderAnswers(out.labels.tolist(), out.passed, self._stopwatch.seconds)
 
     def predicted(self, rows: Rows, passed: NDArray[np.bool_]) -> dict[str, Any]:
         """Seconds for these rows by the speeds that the stages were measured to have, and where.
@@ -184,13 +184,13 @@ class PipelineSubject:
             "max_length": record.max_length,
         }
 
-    def answer(self, rows: Rows) -> Answers:
+    def answer(self, rows: Rows) -> ContenderAnswers:
         inputs: list[Any] = list(rows.texts)
         if rows.pairs is not None:
             both = zip(inputs, rows.pairs, strict=True)
             inputs = [{"text": text, "text_pair": pair} for text, pair in both]
         answers = self._pipeline(inputs, **self._settings)
-        return Answers([self._names[answer["label"]] for answer in answers])
+        return ContenderAnswers([self._names[answer["label"]] for answer in answers])
 
 
 def load(folder: Path, recipe: Mapping[str, Any]) -> Subject:

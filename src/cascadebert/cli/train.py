@@ -20,7 +20,7 @@ from cascadebert.disk import RECORD_FILE, REPORT, TRAINING
 from cascadebert.errors import InputError, MissingDependencyError
 from cascadebert.evaluation.evaluate import Evaluation, evaluate
 from cascadebert.persistence.save import refuse_other_folder
-from cascadebert.report.training_page import read_training, write_report
+from cascadebert.report.training_page import read_training, write_training_page
 from cascadebert.rows.files import read_rows
 
 
@@ -276,7 +276,7 @@ def train(
             refuse_other_folder(output)
             cascade = trainer.train()
             report = trainer.report
-            write_report(output / REPORT, report)
+            write_training_page(output / REPORT, report)
             cascade.save_pretrained(output)
         elif done.get("fingerprint") == trainer.fingerprint():
             console.say(f"{output}: this training is done already")
@@ -291,7 +291,7 @@ def train(
         with console.progress_bar("measuring", len(test) * (len(stage) + 1)) as count:
             result = evaluate(cascade, test, progress=count)
         report = {**report, "test_rows": test.fingerprint(), "test": result.to_dict()}
-        write_report(output / REPORT, report, trainer.policy, result)
+        write_training_page(output / REPORT, report, trainer.policy, result)
     console.write_json(json_file, report)
     _say_result(report["tuning"], result)
     console.say(f"wrote {output}\nnext: cascadebert evaluate {output} --data OTHER_ROWS")

@@ -144,7 +144,7 @@ def _verdict(cascade: Cascade, evaluated: EvaluatedRows) -> _Verdict:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PromiseRow:
     """A promise, as it was seen when it was made and as these rows show it."""
 
     words: str
@@ -154,7 +154,7 @@ class _Seen:
     broken: bool
 
 
-def _promises(certificate: Certificate | None, evaluated: EvaluatedRows) -> list[_Seen]:
+def _promises(certificate: Certificate | None, evaluated: EvaluatedRows) -> list[_PromiseRow]:
     if certificate is None:
         return []
     # Tests that bet on one row after the other need an order that nothing depends on.
@@ -165,7 +165,7 @@ def _promises(certificate: Certificate | None, evaluated: EvaluatedRows) -> list
     for promise, target in zip(certificate.promises, _targets(certificate), strict=True):
         p_value = target.broken_p_value(outcome)
         found.append(
-            _Seen(
+            _PromiseRow(
                 words=promise.words,
                 then=promise.observed,
                 now=observed(target, outcome),

@@ -17,7 +17,7 @@ from cascadebert.report.frontier_picture import plot_frontier
 TRAINING_FILE, PAGE_FILE, PICTURE_FILE = "training.json", "training.md", "frontier.png"
 
 
-def write_report(
+def write_training_page(
     folder: Path,
     report: Mapping[str, Any],
     policy: Policy | None = None,

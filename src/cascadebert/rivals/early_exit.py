@@ -23,9 +23,9 @@ from cascadebert.rivals.fitting import Loss, train
 from cascadebert.rivals.network import FIRST, ExitNetwork, Head, LastExit, head_of
 from cascadebert.rivals.regrouping import Leaves, run_with_exits
 from cascadebert.rivals.rival import (
-    Answers,
     Reading,
     Rival,
+    RivalAnswers,
     in_fast_precision,
     refuse_not_finite,
     refuse_unfitted,
@@ -199,7 +199,7 @@ class EarlyExit(Rival):
         refuse_unfitted(self, self._trained)
         return LastExit(self.network)
 
-    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+    def predict(self, rows: Any, knob: float | None = None) -> RivalAnswers:
         checked = as_rows(rows)
         rule = self._rule(self.knobs[0] if knob is None else knob, len(checked))
         return self._through(checked, rule)
@@ -215,7 +215,7 @@ class EarlyExit(Rival):
             )
         return self.leaves(network, knob, rows)
 
-    def cost(self, answers: Answers) -> NDArray[np.float64]:
+    def cost(self, answers: RivalAnswers) -> NDArray[np.float64]:
         """See :meth:`Rival.cost`; an exit belongs to its layer."""
         refuse_unfitted(self, self._trained)
         before, whole = (
@@ -224,7 +224,7 @@ class EarlyExit(Rival):
         spent: NDArray[np.float64] = before + (whole - before) * answers.layer / self.network.depth
         return spent
 
-    def _through(self, rows: Rows, leaves: Leaves) -> Answers:
+    def _through(self, rows: Rows, leaves: Leaves) -> RivalAnswers:
         """Checked rows through the network with any rule."""
         on_cpu = next(self.fast.parameters()).device.type == "cpu"
         if on_cpu:
@@ -255,7 +255,7 @@ class EarlyExit(Rival):
         logits[-1] = answers.logits
         return Recording(logits, states, answers.tokens)
 
-    def replay(self, recording: Recording, knob: float) -> Answers:
+    def replay(self, recording: Recording, knob: float) -> RivalAnswers:
         """What :meth:`predict` would answer but for rounding, without running anything."""
         layers, rows, _ = recording.logits.shape
         leaves = self._rule(knob, rows)
@@ -272,7 +272,7 @@ class EarlyExit(Rival):
                 layer[here[gone]] = number
                 here = here[~gone]
         logits = recording.logits[layer - 1, np.arange(rows)]
-        return Answers(logits, layer, recording.tokens)
+        return RivalAnswers(logits, layer, recording.tokens)
 
     def knob_for(self, recording: Recording, speedup: float) -> float:
         """The knob with which rows go through so many times fewer layers, or nearest to it.

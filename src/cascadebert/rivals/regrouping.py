@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascadebert.rivals.network import ExitNetwork, Surroundings
-from cascadebert.rivals.rival import Answers
+from cascadebert.rivals.rival import RivalAnswers
 from cascadebert.stages.batching import widths
 from cascadebert.stages.transformer import TokenizedRows
 
@@ -52,7 +52,7 @@ def run_with_exits(
     *,
     token_budget: int = 1_024,
     most: int | None = None,
-) -> Answers:
+) -> RivalAnswers:
     """Take rows through a network until they leave it; the last layer answers what is left.
 
     Args:
@@ -91,7 +91,7 @@ def run_with_exits(
                     elif not out.all():
                         staying.append(group.take(~gone))
                 groups = staying
-    return Answers(logits, layer, lengths)
+    return RivalAnswers(logits, layer, lengths)
 
 
 def _groups(

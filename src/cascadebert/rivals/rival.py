@@ -30,7 +30,7 @@ from cascadebert.training.outputs import bf16_is_fast
 
 
 @dataclass(frozen=True)
-class Answers:
+class RivalAnswers:
     """What a rival says of rows.
 
     Attributes:
@@ -70,7 +70,7 @@ class Rival(ABC):
         """
 
     @abstractmethod
-    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+    def predict(self, rows: Any, knob: float | None = None) -> RivalAnswers:
         """Answer rows, in bfloat16 where that is fast.
 
         Args:
@@ -83,7 +83,7 @@ class Rival(ABC):
         """
 
     @abstractmethod
-    def cost(self, answers: Answers) -> NDArray[np.float64]:
+    def cost(self, answers: RivalAnswers) -> NDArray[np.float64]:
         """Floating point operations that each row took, by counting, (rows,)."""
 
     @property
@@ -148,7 +148,7 @@ class Static(Rival):
     def _train(self, rows: Rows) -> tuple[Any, PreTrainedTokenizerBase]:
         """A classifier trained on checked rows with labels, on the CPU, and its tokenizer."""
 
-    def predict(self, rows: Any, knob: float | None = None) -> Answers:
+    def predict(self, rows: Any, knob: float | None = None) -> RivalAnswers:
         model, checked = self.model, as_rows(rows)
         if knob is not None:
             raise InputError(f"{type(self).__name__} has one setting only; leave knob={knob} out")
@@ -160,9 +160,9 @@ class Static(Rival):
             logits[positions] = self._running(batch)()
         refuse_not_finite(self, logits)
         layer = np.full(len(checked), model.config.num_hidden_layers, dtype=np.int64)
-        return Answers(logits, layer, tokens.lengths)
+        return RivalAnswers(logits, layer, tokens.lengths)
 
-    def cost(self, answers: Answers) -> NDArray[np.float64]:
+    def cost(self, answers: RivalAnswers) -> NDArray[np.float64]:
         refuse_unfitted(self, self._model is not None)
         return self._counted.row_flops(answers.tokens)
 

@@ -1,12 +1,11 @@
-"""What each way of training the small stages is worth, on five data sets.
+"""Train the small stages with every loss, on five data sets.
 
-    CASCADEBERT_DATA=... python benchmarks/training.py run [--tasks sst2 ...] [--jobs 2]
-    CASCADEBERT_DATA=... python benchmarks/training.py table
+    CASCADEBERT_DATA=... python benchmarks/train_small_stages.py [--tasks sst2 ...] [--jobs 2]
 
-``run`` trains MiniLM-L3 and MiniLM-L6 with every loss and seed under one MPNet a task (made by
-``stages.py``), and keeps the logits on the validation and test rows as parts in
-``checkpoints/training``; what is there already is not trained again. ``table`` reads them: the
-temperature and the thresholds come from the validation rows, the figures from the test rows.
+Trains MiniLM-L3 and MiniLM-L6 with every loss and seed under one MPNet per task (made by
+``train_plain_stages.py``), and keeps the logits on the validation and test rows as parts in
+``checkpoints/training``. Parts that exist are not trained again. ``training_scores.py`` makes the
+tables.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from cascadebert.training.fine_tuning import fine_tune, label_order
 from cascadebert.training.objective import Objective
 from cascadebert.training.outputs import Outputs, outputs_of
 from cascadebert.training.parts import Parts, checkpoint_fingerprint
-from stages import training_rows
+from train_plain_stages import training_rows
 
 PARTS = Parts(common.CHECKPOINTS / "training")
 ENCODERS = ("MiniLM-L3", "MiniLM-L6")
@@ -200,17 +199,10 @@ def run(tasks: list[str], jobs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--tasks", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    if options.action == "run":
-        run(options.tasks, options.jobs)
-    else:
-        from training_scores import score, table
-
-        results = {task: score(task) for task in options.tasks}
-        common.keep("training", {"recipes": RECIPES, "results": results}, table(results))
+    run(options.tasks, options.jobs)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What a cascade saves on the clock, on five data sets.
 
-    CASCADEBERT_DATA=... python benchmarks/speed.py train [--tasks sst2 ...]
-    CASCADEBERT_DATA=... python benchmarks/speed.py build [--tasks sst2 ...]
-    CASCADEBERT_DATA=... python benchmarks/speed.py run [--tasks sst2 ...]
-    python benchmarks/speed.py table
+    CASCADEBERT_DATA=... python benchmarks/fast_cascades.py train [--tasks sst2 ...]
+    CASCADEBERT_DATA=... python benchmarks/fast_cascades.py build [--tasks sst2 ...]
+    CASCADEBERT_DATA=... python benchmarks/fast_cascades.py run [--tasks sst2 ...]
+    python benchmarks/fast_cascades.py table
 
-``train`` distils MPNet (made by ``stages.py``) into the small stages, as ``training.py`` does it.
+``train`` distils MPNet (made by ``train_plain_stages.py``) into the small stages, as
+``train_small_stages.py`` does.
 ``build`` makes cascades of these, a linear stage and MPNet, quantised on training rows as
 ``cascadebert build --data`` does it, in ``checkpoints/<task>/fast``. ``run`` tunes them on
 validation rows (of sst2 on those unlike any training row), and times them on the test rows with
@@ -35,8 +36,8 @@ from cascadebert.bench.worker import CascadeSubject
 from cascadebert.persistence.record import read_record
 from cascadebert.rows.rows import evenly
 from cascadebert.training.linear import fit_linear
-from stages import training_rows
-from training import ENCODERS, RECIPES, teaching, train_stage
+from train_plain_stages import training_rows
+from train_small_stages import ENCODERS, RECIPES, teaching, train_stage
 
 TASKS = ("sst2", "clinc150", "agnews", "mrpc", "snli")
 STAGES = ("linear", *ENCODERS, "MPNet")
@@ -290,7 +291,7 @@ def main() -> None:
         for path in (CACHE / f"{task}.json" for task in TASKS)
         if path.exists()
     }
-    common.keep("speed", {"tasks": results}, table(results))
+    common.keep("fast_cascades", {"tasks": results}, table(results))
 
 
 if __name__ == "__main__":

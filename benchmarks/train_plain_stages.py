@@ -1,6 +1,6 @@
 """Fine-tune plain stages (cross-entropy, no tuning of anything) for the benchmarks.
 
-    python benchmarks/stages.py sst2 MiniLM-L3 MiniLM-L6 MPNet
+    python benchmarks/train_plain_stages.py sst2 MiniLM-L3 MiniLM-L6 MPNet
 
 Reads ``$CASCADEBERT_DATA/<task>/train.jsonl`` and the encoders that
 ``fetch_checkpoints.py`` brought; writes ``checkpoints/<task>/<encoder>``. A stage that is
