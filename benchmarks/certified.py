@@ -3,9 +3,9 @@
     CASCADEBERT_DATA=... python benchmarks/certified.py [TASK ...]
 
 Takes the logits that ``train_small_stages.py`` kept of stages trained with cross-entropy (seed 0).
-Thresholds are tuned on the validation split, with counted operations as the cost, and checked on the test split.
-For abstention the cascade of clinc150 that ``plain_cascades.py`` saved is tuned and run on rows
-that belong to no class.
+Thresholds are tuned on the validation split, with counted operations as the cost, and checked on
+the test split. For abstention the cascade of clinc150 that ``plain_cascades.py`` saved is tuned and
+run on rows that belong to no class.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
     CASCADEBERT_DATA=... python benchmarks/engines.py accuracy
 
 Needs the cascades that ``fast_cascades.py`` builds. Each stage of sst2's, quantised as
-``cascadebert build --data`` does it, is quantised by ONNX Runtime's own tools too: dynamically, statically (QDQ) and
-with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn: every engine runs all
-rows once a round. Then the rows are put into other batches of one width, and into ordinary ones, 32
-at random and padded to the longest. ``accuracy`` has what bfloat16 and int8 cost MPNet, on the test
-rows of all five data sets.
+``cascadebert build --data`` does it, is quantised by ONNX Runtime's own tools too: dynamically,
+statically (QDQ) and with 8-bit weights (MatMulNBits). Rows of one width go together, and in turn:
+every engine runs all rows once a round. Then the rows are put into other batches of one width, and
+into ordinary ones, 32 at random and padded to the longest. ``accuracy`` has what bfloat16 and int8
+cost MPNet, on the test rows of all five data sets.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@
     CASCADEBERT_DATA=... python benchmarks/rivals.py run [--tasks mrpc ...] [--seeds 0]
     CASCADEBERT_DATA=... python benchmarks/rivals.py table
 
-Needs MPNet (``train_plain_stages.py``) and the small stages (``fast_cascades.py train``).
-There is one of each and of the cascades for all seeds of the rivals. Rivals see the rows that MPNet saw, on sst2 4,000 more
-than the small stages. The first layers, and every other layer, are trained for as many epochs and
-at the same rate as the small stages. What is made of MPNet begins with the fine-tuned one, as who
-has that would, and gets one more epoch, with an accelerator three: DeeBERT for its second stage, as
-the first is what fine-tuned it; COST-EFF half as much for each of its four phases. Learning rates
-are those that were better on sst2's validation rows; nothing else was tried.
+Needs MPNet (``train_plain_stages.py``) and the small stages (``fast_cascades.py train``). There is
+one of each and of the cascades for all seeds of the rivals. Rivals see the rows that MPNet saw, on
+sst2 4,000 more than the small stages. The first layers, and every other layer, are trained for as
+many epochs and at the same rate as the small stages. What is made of MPNet begins with the
+fine-tuned one, as who has that would, and gets one more epoch, with an accelerator three: DeeBERT
+for its second stage, as the first is what fine-tuned it; COST-EFF half as much for each of its four
+phases. Learning rates are those that were better on sst2's validation rows; nothing else was tried.
 
 All run in torch, in bfloat16 where that is fast. A method's settings are chosen on the validation
 rows (of sst2 on those unlike any training row), for 1.5, 2, 3, 4 and 6 times fewer layers, of a

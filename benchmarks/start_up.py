@@ -2,9 +2,9 @@
 
     CASCADEBERT_DATA=... python benchmarks/start_up.py
 
-Needs sst2's cascade of ``fast_cascades.py build``, of which L3 and MPNet are taken. Every run
-is a process of its own, with and without compiled models that an earlier one kept (``CASCADEBERT_CACHE``), in
-turn; files are in the page cache.
+Needs sst2's cascade of ``fast_cascades.py build``, of which L3 and MPNet are taken. Every run is a
+process of its own, with and without compiled models that an earlier one kept
+(``CASCADEBERT_CACHE``), in turn; files are in the page cache.
 """
 
 from __future__ import annotations
