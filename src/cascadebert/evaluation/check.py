@@ -198,7 +198,9 @@ def check_rows(
     routing = cascade.routing
     assert routing is not None
     outcome = replay.outcome(routing)
-    found = tuple(shifts(certificate.seen, replay.summary(routing, certificate.seen.edges), seed=seed))
+    found = tuple(
+        shifts(certificate.seen, replay.summary(routing, certificate.seen.edges), seed=seed)
+    )
     return RowsCheck(
         rows=len(fresh),
         level=level,

@@ -10,10 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cascadebert.disk import MODEL_FILE
-from cascadebert.errors import ArtifactError
-from cascadebert.errors import ArtifactError
-from cascadebert.errors import first_line
-from cascadebert.machine import usable_cores
+from cascadebert.errors import ArtifactError, first_line
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS
 
 _ERRORS_ONLY = 3

@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.disk import INT8_FILES, MODEL_FILE, file_hash, replacing
-from cascadebert.errors import ArtifactError, CascadeWarning, MissingDependencyError
+from cascadebert.errors import ArtifactError, CascadeWarning, MissingDependencyError, first_line
 from cascadebert.machine import machine_name
-from cascadebert.errors import ArtifactError
-from cascadebert.errors import CascadeWarning
-from cascadebert.errors import MissingDependencyError
-from cascadebert.errors import first_line
-from cascadebert.machine import machine_name
-from cascadebert.machine import usable_cores
 from cascadebert.runtimes import CPU_TOKEN_BUDGETS, FP32, INT8
 
 try:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency, mannwhitneyu
+from scipy.stats import chi2_contingency
 
 from cascadebert import MaxDrop, choose_thresholds
 from cascadebert.deferral.certificates.shift import (
@@ -20,7 +20,6 @@ from cascadebert.deferral.certificates.shift import (
 )
 from cascadebert.deferral.confidence import confidence_score
 from cascadebert.deferral.held_out import HeldOut
-from cascadebert.deferral.ranking import ranking_p_value
 from cascadebert.deferral.search.replay import Replay
 from simulated import synthetic
 
@@ -76,17 +75,3 @@ def test_bins_hold_about_as_many_rows_each() -> None:
     assert bin_edges(np.ones(5)) == (1.0,)
     assert count_bins(np.ones(5), (1.0,)) == (5, 0)
     assert bin_edges(np.empty(0)) == ()
-
-
-@pytest.mark.parametrize("decimals", [1, 8])
-def test_ranking_agrees_with_scipy(decimals: int) -> None:
-    random = np.random.default_rng(0)
-    score = np.round(random.normal(size=200), decimals)
-    right = random.random(200) < 0.5 + 0.1 * score.clip(-3, 3)
-    theirs = mannwhitneyu(
-        score[right], score[~right], alternative="greater", method="asymptotic",
-        use_continuity=False,
-    ).pvalue  # fmt: skip
-    assert ranking_p_value(score, right) == pytest.approx(theirs, rel=1e-9)
-    assert ranking_p_value(np.ones(10), np.arange(10) < 5) == 0.5
-    assert np.isnan(ranking_p_value(score, np.ones(200, dtype=bool)))

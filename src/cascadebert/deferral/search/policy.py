@@ -14,7 +14,7 @@ from cascadebert.deferral.certificates.certificate import Certificate, Promise
 from cascadebert.deferral.certificates.shift import RoutingSummary
 from cascadebert.deferral.confidence import ConfidenceScore, Floats
 from cascadebert.deferral.held_out import HeldOut, Outcome
-from cascadebert.deferral.ranking import ranking_p_value
+from cascadebert.deferral.pvalues import ranking_p_value
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.deferral.search.arguments import checked_costs, checked_logits
 from cascadebert.deferral.search.replay import Replay
