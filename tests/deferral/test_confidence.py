@@ -29,7 +29,11 @@ from cascadebert.deferral.confidence import (
     softmax,
     stage_scores,
 )
-from cascadebert.deferral.search.learned import fit_learned_score
+from cascadebert.deferral.search.learned import (
+    _stratified_folds,
+    fit_learned_score,
+    logistic_regression,
+)
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import auroc
 
@@ -132,16 +136,55 @@ def test_learned_score_finds_what_the_log_odds_do_not_show() -> None:
     np.testing.assert_allclose(again.score(special.log_softmax(logits, 1), 0, None), fitted)
 
 
-def test_learned_score_agrees_with_scikit_learn() -> None:
-    random = np.random.default_rng(1)
-    logits = random.normal(size=(300, 3)) * 2
-    right = random.random((1, 300)) < special.expit(max_probability_log_odds(logits))
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_learned_score_is_scikit_learns(classes: int) -> None:
+    random = np.random.default_rng(classes)
+    logits = random.normal(size=(400, classes)) * 2
+    right = random.random((1, 400)) < special.expit(max_probability_log_odds(logits) + 0.5)
     score, _ = fit_learned_score([logits], right)
     features = output_features(logits)
-    scale = np.concatenate([features[:, :3].std(axis=0), np.ones(3)])
-    model = LogisticRegression(max_iter=1000).fit(features / scale, right[0])
-    expected = model.decision_function(features / scale)
-    np.testing.assert_allclose(score.score(logits, 0, None), expected, atol=1e-8)
+    scale = np.concatenate([features[:, :3].std(axis=0), np.ones(classes)])
+    model = LogisticRegression(tol=1e-10, max_iter=10_000).fit(features / scale, right[0])
+    assert score.parameters is not None
+    expected = [*(model.coef_[0] / scale), model.intercept_[0]]
+    np.testing.assert_allclose(score.parameters[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_logistic_regression_is_scikit_learns(seed: int) -> None:
+    """Also on features that tell the classes apart, and on copies of one another."""
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(60, 4)) * random.choice([0.1, 1, 20], size=4)
+    features[:, 3] = features[:, seed % 4]
+    target = features[:, 0] + (seed % 3) * random.normal(size=60) > 0
+    weights, bias = logistic_regression(features, target)
+    model = LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    model.fit(features, target)
+    np.testing.assert_allclose(weights, model.coef_[0], atol=1e-5)
+    assert bias == pytest.approx(model.intercept_[0], abs=1e-5)
+
+
+def test_learned_score_of_a_row_comes_from_a_model_that_has_not_seen_it() -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(size=(203, 3))
+    right = random.random((1, 203)) < 0.1
+    _, scores = fit_learned_score([logits], right, seed=5)
+    _, again = fit_learned_score([logits], right, seed=5)
+    _, other = fit_learned_score([logits], right, seed=6)
+    np.testing.assert_array_equal(scores, again)
+    assert not np.array_equal(scores, other)
+    flipped = right.copy()
+    flipped[0, 17] = ~flipped[0, 17]
+    # Its own answer moves the folds a little, and no more than any other row's.
+    assert abs(scores[0].mean() - fit_learned_score([logits], flipped, seed=5)[1][0].mean()) < 0.2
+
+
+def test_folds_have_their_share_of_right_and_wrong_rows() -> None:
+    right = np.arange(123) % 11 == 0
+    fold = _stratified_folds(right, seed=0)
+    for rows in (right, ~right):
+        sizes = np.bincount(fold[rows], minlength=5)
+        assert sizes.max() - sizes.min() <= 1
 
 
 def test_learned_score_without_enough_to_learn_from() -> None:
