@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
+from sklearn.isotonic import IsotonicRegression
 
 from cascadebert import Cascade, Rows, Speedup
-from cascadebert.deferral.calibration import Temperature, read_calibration
-from cascadebert.deferral.confidence import Floats, softmax
-from cascadebert.deferral.fit_calibration import CALIBRATIONS, fit_calibration
+from cascadebert.deferral.calibration import (
+    Isotonic,
+    Temperature,
+    VectorScaling,
+    read_calibration,
+)
+from cascadebert.deferral.confidence import Floats, max_probability_log_odds, softmax
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import nll
 from conftest import CORPUS
@@ -83,6 +93,100 @@ def test_isotonic_is_scikit_learns(classes: int) -> None:
     np.testing.assert_allclose(softmax(ours(other)), theirs.predict_proba(other), atol=1e-6)
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 7.0, 30.0]), st.booleans()),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_isotonic_lines_are_scikit_learns(rows: list[tuple[float, bool]]) -> None:
+    logits = np.array([[0.0, value] for value, _ in rows])
+    labels = np.array([int(hit) for _, hit in rows])
+    theirs = IsotonicRegression(y_min=0, y_max=1).fit(softmax(logits)[:, 1], labels)
+    ours = fit_calibration("isotonic", logits, labels)
+    assert isinstance(ours, Isotonic)
+    np.testing.assert_allclose(ours.before[0], theirs.X_thresholds_)
+    np.testing.assert_allclose(ours.after[0], theirs.y_thresholds_, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_temperature_is_scipys(seed: int) -> None:
+    logits, labels = overconfident(2 + seed, rows=200, seed=seed)
+    logits *= 10.0 ** (seed - 4)
+    found = minimize_scalar(
+        lambda at: nll(logits / np.exp(at), labels),
+        bounds=(-3, 3),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    ours = fit_calibration("temperature", logits, labels)
+    assert isinstance(ours, Temperature)
+    assert np.log(ours.temperature) == pytest.approx(found.x, abs=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 100), (3, 400), (6, 400)])
+def test_vector_scaling_is_scipys(classes: int, rows: int) -> None:
+    logits, labels = overconfident(classes, rows)
+
+    def loss(parameters: Floats) -> float:
+        return nll(logits * parameters[:classes] + parameters[classes:], labels)
+
+    start = np.concatenate([np.ones(classes), np.zeros(classes)])
+    theirs = minimize(loss, start, method="BFGS", options={"gtol": 1e-7}).x
+    ours = fit_calibration("vector", logits, labels)
+    assert isinstance(ours, VectorScaling)
+    assert nll(ours(logits), labels) <= loss(theirs) + 1e-9
+    expected = softmax(logits * theirs[:classes] + theirs[classes:])
+    np.testing.assert_allclose(softmax(ours(logits)), expected, atol=1e-4)
+    assert sum(ours.shift) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_vector_scaling_without_a_best_answer_is_finite(missing: int) -> None:
+    """Where every row is right, or a class has no row, the likelihood rises for ever."""
+    logits, _ = overconfident(4, rows=80)
+    labels = logits[:, missing:].argmax(axis=1) + missing
+    ours = fit_calibration("vector", logits, labels)
+    assert isinstance(ours, VectorScaling)
+    assert np.abs([*ours.scale, *ours.shift]).max() < 1e4
+    assert nll(ours(logits), labels) < 1e-3
+    assert len(np.unique(max_probability_log_odds(ours(logits)))) == len(labels)
+
+
+def test_vector_scaling_of_many_classes() -> None:
+    logits, labels = overconfident(150, rows=1500)
+    ours = fit_calibration("vector", logits, labels)
+    temperature = fit_calibration("temperature", logits, labels)
+    assert isinstance(ours, VectorScaling)
+    assert temperature is not None
+    assert nll(ours(logits), labels) < nll(temperature(logits), labels)
+
+
+def test_vector_scaling_where_all_probabilities_are_0_or_1() -> None:
+    logits = 1e6 * np.eye(3)[np.arange(30) % 3]
+    right, wrong = logits.argmax(axis=1), (logits.argmax(axis=1) + 1) % 3
+    for labels, most in ((right, 1e-6), (wrong, np.log(3) + 1e-3)):
+        ours = fit_calibration("vector", logits, labels)
+        assert isinstance(ours, VectorScaling)
+        assert nll(ours(logits), labels) <= most
+
+
+def test_all_is_fitted_without_scipy_and_scikit_learn() -> None:
+    code = """
+import sys
+sys.modules["scipy"] = sys.modules["sklearn"] = None
+import numpy as np
+from cascadebert.deferral.search.learned import fit_learned_score
+from cascadebert.deferral.fit_calibration import CALIBRATIONS, fit_calibration
+logits, labels = np.eye(3)[np.arange(60) % 3], np.arange(60) // 20
+for kind in CALIBRATIONS:
+    fit_calibration(kind, logits, labels)
+fit_learned_score([logits], (labels == logits.argmax(axis=1))[None])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_vector_scaling_is_where_the_loss_is_flat() -> None:
     logits, labels = overconfident(4)
     ours = fit_calibration("vector", logits, labels)
@@ -141,6 +245,10 @@ def test_unusable_arrays() -> None:
         fit_calibration("platt", np.zeros((2, 2)), [0, 1])
     with pytest.raises(InputError, match=r"shape \(2, 2\) and labels \(3,\)"):
         fit_calibration("temperature", np.zeros((2, 2)), [0, 1, 1])
+    with pytest.raises(InputError, match="not all finite"):
+        fit_calibration("isotonic", [[0.0, np.nan]], [0])
+    with pytest.raises(InputError, match="labels run from -1 to 2 for 2 classes"):
+        fit_calibration("vector", np.zeros((2, 2)), [-1, 2])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "none"])

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn.isotonic import IsotonicRegression
 
-from cascadebert.deferral.calibration import Calibration, Isotonic, Temperature, VectorScaling
-from cascadebert.deferral.confidence import Floats
+from cascadebert.deferral.calibration import (
+    Calibration,
+    Isotonic,
+    Temperature,
+    VectorScaling,
+)
+from cascadebert.deferral.confidence import Floats, softmax
+from cascadebert.deferral.search.learned import minimise_convex
 from cascadebert.errors import InputError
 
 # Where every row is right the likelihood has no maximum; confidences must stay apart.
 _LOG_TEMPERATURES = (-3.0, 3.0)
+_TEMPERATURE_ERROR = 1e-6
 
 
 def fit_calibration(kind: str, logits: ArrayLike, labels: ArrayLike) -> Calibration | None:
     """Fit a calibration on rows that the stage was not trained on.
 
+    Temperature and vector scaling minimise the negative log-likelihood of the labels (Guo et al.,
+    arXiv 1706.04599). Isotonic regression fits each class against the others by least squares
+    (Zadrozny and Elkan, KDD 2002).
+
     Args:
-        kind: "temperature", "vector", "isotonic" or "none".
-        logits: shape (rows, classes).
-        labels: class indices, shape (rows,).
+        kind: names the calibration: "temperature", "vector", "isotonic" or "none".
+        logits: have the shape (rows, classes).
+        labels: are class indices of shape (rows,).
 
     Returns:
-        None for "none".
+        The calibration, or None for "none".
 
     Raises:
-        InputError: an unknown kind, or arrays that do not fit together.
+        InputError: the kind is unknown, or the arrays do not fit together or are not finite.
+
+    >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    >>> calibration = fit_calibration("temperature", logits, [0, 0, 1, 1])
+    >>> round(calibration.temperature, 3)
+    3.641
     """
     refuse_unknown(kind)
     values = np.asarray(logits, dtype=np.float64)
@@ -38,7 +52,14 @@ def fit_calibration(kind: str, logits: ArrayLike, labels: ArrayLike) -> Calibrat
     if values.ndim != 2 or truth.shape != values.shape[:1] or not len(truth):
         raise InputError(
             f"logits have the shape {values.shape} and labels {truth.shape}; "
-            "give (rows, classes) and (rows,), with one row at least"
+            "give (rows, classes) and (rows,), with at least one row"
+        )
+    if not np.isfinite(values).all():
+        raise InputError("logits are not all finite; leave out the rows with NaN or infinity")
+    if truth.min() < 0 or truth.max() >= values.shape[1]:
+        raise InputError(
+            f"labels run from {truth.min()} to {truth.max()} for {values.shape[1]} classes; "
+            "give class indices, counted from 0"
         )
     return CALIBRATIONS[kind](values, truth)
 
@@ -47,50 +68,79 @@ def refuse_unknown(kind: str) -> None:
     """Refuse a name that is not in :data:`CALIBRATIONS`.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: the name is unknown.
+
+    >>> refuse_unknown("platt")
+    Traceback (most recent call last):
+    ...
+    cascadebert.errors.InputError: no calibration is called 'platt'; there are temperature, \
+vector, isotonic, none
     """
     if kind not in CALIBRATIONS:
         raise InputError(f"no calibration is called {kind!r}; there are {', '.join(CALIBRATIONS)}")
 
 
 def _temperature(logits: Floats, labels: NDArray[np.int64]) -> Temperature:
-    rows = np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean())
-
-    best = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
-    return Temperature(float(np.exp(best.x)))
+    """The loss is convex in the inverse temperature, so its slope there changes sign once."""
+    against_label = logits - np.take_along_axis(logits, labels[:, None], axis=1)
+    low, high = _LOG_TEMPERATURES
+    while high - low > _TEMPERATURE_ERROR:
+        middle = (low + high) / 2
+        slope = (softmax(against_label * math.exp(-middle)) * against_label).sum()
+        low, high = (low, middle) if slope < 0 else (middle, high)
+    return Temperature(math.exp((low + high) / 2))
 
 
 def _vector(logits: Floats, labels: NDArray[np.int64]) -> VectorScaling:
     rows, classes = logits.shape
+    each = np.arange(classes)
     wanted = np.zeros_like(logits)
     wanted[np.arange(rows), labels] = 1
 
-    def loss(parameters: Floats) -> tuple[float, Floats]:
+    def objective(parameters: Floats) -> tuple[float, Floats, Floats]:
         scaled = logits * parameters[:classes] + parameters[classes:]
-        apart = softmax(scaled, axis=1) - wanted
-        value = -(log_softmax(scaled, axis=1) * wanted).sum() / rows
-        gradient = np.concatenate([(apart * logits).sum(axis=0), apart.sum(axis=0)]) / rows
-        return float(value), gradient
+        p = softmax(scaled)
+        excess = scaled - scaled.max(axis=1, keepdims=True)
+        loss = (np.log(np.exp(excess).sum(axis=1)) - (excess * wanted).sum(axis=1)).mean()
+        apart = p - wanted
+        gradient = np.concatenate([(apart * logits).mean(axis=0), apart.mean(axis=0)])
+        moved = p * logits
+        both = np.hstack([moved, p])
+        hessian = -(both.T @ both) / rows
+        hessian[each, each] += (moved * logits).mean(axis=0)
+        hessian[each, classes + each] += moved.mean(axis=0)
+        hessian[classes + each, each] += moved.mean(axis=0)
+        hessian[classes + each, classes + each] += p.mean(axis=0)
+        return float(loss), gradient, hessian
 
-    start = np.concatenate([np.ones(classes), np.zeros(classes)])
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
-    scale, shift = best.x[:classes], best.x[classes:]
-    return VectorScaling(tuple(scale.tolist()), tuple(shift.tolist()))
+    start = np.full(classes, 1 / _temperature(logits, labels).temperature)
+    found = minimise_convex(objective, np.concatenate([start, np.zeros(classes)]))
+    scale, shift = found[:classes], found[classes:]
+    # A constant added to every shift changes nothing.
+    return VectorScaling(tuple(scale.tolist()), tuple((shift - shift.mean()).tolist()))
 
 
 def _isotonic(logits: Floats, labels: NDArray[np.int64]) -> Isotonic:
-    probabilities = softmax(logits, axis=1)
+    probabilities = softmax(logits)
     columns = [1] if logits.shape[1] == 2 else range(logits.shape[1])
-    before, after = [], []
-    for column in columns:
-        line = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-        line.fit(probabilities[:, column], labels == column)
-        before.append(tuple(line.X_thresholds_.tolist()))
-        after.append(tuple(line.y_thresholds_.tolist()))
-    return Isotonic(tuple(before), tuple(after))
+    lines = [_rising_line(probabilities[:, column], labels == column) for column in columns]
+    before, after = zip(*lines, strict=True)
+    return Isotonic(before, after)
+
+
+def _rising_line(x: Floats, hits: NDArray[np.bool_]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Isotonic regression by pooling adjacent violators, without points inside flat parts."""
+    points, which = np.unique(x, return_inverse=True)
+    rows, sums = np.bincount(which), np.bincount(which, weights=hits)
+    lengths = np.ones(len(points), dtype=np.int64)
+    while not (rising := np.diff(sums / rows) > 0).all():
+        starts = np.flatnonzero(np.append(True, rising))
+        rows, sums, lengths = (np.add.reduceat(part, starts) for part in (rows, sums, lengths))
+    y = np.repeat(sums / rows, lengths)
+    steps = np.diff(y) != 0
+    kept = np.append(True, steps) | np.append(steps, True)
+    kept[[0, -1]] = True
+    return tuple(points[kept].tolist()), tuple(y[kept].tolist())
 
 
 CALIBRATIONS: dict[str, Callable[[Floats, NDArray[np.int64]], Calibration | None]] = {

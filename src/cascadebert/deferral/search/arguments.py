@@ -95,8 +95,8 @@ def checked_groups(groups: ArrayLike, rows: int) -> NDArray[np.int64]:
     missing = [i for i, name in enumerate(names.tolist()) if name is None or name != name]
     if missing:
         raise InputError(
-            f"row {missing[0]}: its group is {names[missing[0]]}; name the group, with a name of its "
-            "own if the row depends on no other"
+            f"row {missing[0]}: its group is {names[missing[0]]}; name the group, with a "
+            "name of its own if the row depends on no other"
         )
     _, numbers = np.unique(names, return_inverse=True)
     return numbers.astype(np.int64)
