@@ -105,8 +105,8 @@ def files_to_download(record: CascadeRecord, inside: PurePosixPath) -> list[str]
 def upload(
     folder: Path,
     name: str,
-    *,
     private: bool | None = None,
+    *,
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str = "Upload cascade",

@@ -1,4 +1,4 @@
-"""Whether the files of a saved cascade are what its record says."""
+"""Comparing the files of a saved cascade with the SHA-256 in its record."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from cascadebert.runtimes import INT8, RUNTIMES
 def check_files(folder: Path, stages: Sequence[StageRecord], runtimes: Sequence[str]) -> None:
     """Compare the SHA-256 of every stage's files with the record.
 
-    Left out are the weights that its runtime does not read, which may be large.
+    Weights that the stage's runtime does not read are skipped, since they may be large.
+
+    Args:
+        folder: holds the cascade.
+        stages: are the records of its stages.
+        runtimes: name the runtime of each stage.
 
     Raises:
         DamagedError: a file is missing or differs; the message names it.
-        ArtifactError: a stage is to run in int8 and was not quantised.
+        ArtifactError: a stage is to run in int8 but was not quantised.
     """
     for stage, runtime in zip(stages, runtimes, strict=True):
         int8 = runtime in RUNTIMES and RUNTIMES[runtime][1] == INT8
         if int8 and not set(INT8_FILES) <= set(stage.files):
             raise ArtifactError(
                 f"{folder / stage.folder}: this stage has not been quantised; build the cascade "
-                "again with --data and some hundred rows, or run it with another runtime"
+                "again with --data and a few hundred rows, or choose another runtime"
             )
         unread = (MODEL_FILE, WEIGHTS_FILE) if int8 else INT8_FILES
         name = first_fault(folder / stage.folder, stage, unread)
@@ -41,7 +46,13 @@ def check_files(folder: Path, stages: Sequence[StageRecord], runtimes: Sequence[
 
 
 def first_fault(folder: Path, stage: StageRecord, unread: Sequence[str] = ()) -> str | None:
-    """Name of the first file of the stage that is missing or differs from the record."""
+    """The name of the first file that is missing or differs from the record; None if all match.
+
+    Args:
+        folder: holds the files of the stage.
+        stage: is the record of the stage.
+        unread: names files to skip.
+    """
     for name, expected in stage.files.items():
         if name in unread:
             continue

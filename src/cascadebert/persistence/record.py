@@ -1,19 +1,18 @@
-"""What a saved cascade is on disk: the records in ``cascade.json``, and how the folder is
-read, checked and moved into place.
+"""The records in ``cascade.json``: what a saved cascade is, and how they are read and checked.
 
 A cascade is one folder::
 
-    cascade.json                what this module reads and writes
-    stages/<n>-<name>/          an ordinary Hugging Face checkpoint, and model.onnx beside it;
+    cascade.json                the records of this module
+    stages/<n>-<name>/          an ordinary Hugging Face checkpoint with model.onnx beside it,
                                 or a linear stage
-      openvino/                 the stage in int8, where it was quantised
+      openvino/                 the stage in int8, if it was quantised
     README.md                   the model card
-    report/                     what was measured
+    report/                     evaluation
     training/                   logs and difficulties of its training
 
 ``model.onnx`` holds the graph alone and points into ``model.safetensors`` for its weights.
-Every file of a stage is listed in ``cascade.json`` with its SHA-256, and is checked when the
-cascade is loaded. No pickle is ever read.
+``cascade.json`` lists every file of a stage with its SHA-256, which is checked when the cascade is
+loaded. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascadebert.deferral.calibration import Calibration, read_calibration
-from cascadebert.deferral.certificates.certificate import Certificate
+from cascadebert.deferral.certificates.certificate import Certificate, Promise
 from cascadebert.deferral.confidence import ConfidenceScore, confidence_score
 from cascadebert.deferral.routing import Thresholds
 from cascadebert.disk import (
@@ -42,7 +41,7 @@ from cascadebert.disk import (
     WEIGHTS_FILE,
     write_text,
 )
-from cascadebert.errors import ArtifactError, InputError
+from cascadebert.errors import ArtifactError, InputError, first_line
 from cascadebert.runtimes import RUNTIMES
 
 SCHEMA_VERSION = 1
@@ -60,10 +59,16 @@ def polynomial(coefficients: tuple[float, float, float], of: ArrayLike) -> NDArr
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one row costs in a stage, by counting.
+    """The size of a stage, counted.
 
-    ``flops`` are the coefficients (a, b, c) of a + b·n + c·n² floating point operations for a
-    row of n tokens: one multiplication and one addition count as two.
+    >>> StageCost(layers=1, parameters=10, flops=(1.0, 2.0, 3.0)).row_flops([0, 10])
+    array([  1., 321.])
+
+    Attributes:
+        layers: counts transformer layers; 0 in a linear stage.
+        parameters: counts weights.
+        flops: has the coefficients (a, b, c) of a + b·n + c·n² floating point operations for a row
+            of n tokens. One multiplication and one addition count as two.
     """
 
     layers: int
@@ -77,11 +82,14 @@ class StageCost:
 
 @dataclass(frozen=True)
 class RuntimeTrial:
-    """What one runtime did with a stage when it was exported; the first of a stage is in fp32.
+    """How one runtime did on a stage when it was exported; the first trial of a stage is in fp32.
 
-    ``rows_per_second`` were measured side by side on one machine. ``agreement`` is the share of
-    rows with the label of fp32, and ``logit_error`` the root mean square by which the logits move,
-    over the standard deviation of the logits.
+    Attributes:
+        runtime: names the runtime.
+        rows_per_second: was measured side by side with the other trials on one machine.
+        agreement: is the share of rows with the label that fp32 gives.
+        logit_error: is the root mean square difference from the logits of fp32, over their
+            standard deviation.
     """
 
     runtime: str
@@ -92,11 +100,17 @@ class RuntimeTrial:
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """Seconds that rows take in a stage, as measured on one machine with one runtime.
+    """Seconds per row in a stage, measured on one machine with one runtime.
 
-    ``seconds`` are the coefficients (a, b, c) of a + b·n + c·n² seconds for a row of n tokens (of a
-    linear stage, characters) among many, reading it included; ``token_budget`` is the size of
-    batches at which a transformer was fastest.
+    >>> StageSpeed("some CPU", "onnx", 1024, (0.0, 1e-5, 0.0)).row_seconds([100, 200])
+    array([0.001, 0.002])
+
+    Attributes:
+        machine: names the processor and its cores.
+        runtime: names the runtime.
+        token_budget: is the batch size in tokens at which a transformer was fastest.
+        seconds: has the coefficients (a, b, c) of a + b·n + c·n² seconds for a row of n tokens (in
+            a linear stage, characters) in a large batch, tokenising included.
     """
 
     machine: str
@@ -113,12 +127,25 @@ class StageSpeed:
 class StageRecord:
     """One stage in ``cascade.json``.
 
-    ``kind`` is "transformer" or "linear". ``labels`` are in the order of the stage's own logits.
-    ``max_length`` counts tokens, of a linear stage characters. ``calibration`` turns the logits,
-    in the cascade's label order, into ones whose softmax can be trusted; None leaves them.
-    ``trained_on`` is the fingerprint of the texts that it was trained on, where that is known.
-    ``quantised_on`` is the same of those that it was quantised on.
-    ``runtime`` is what runs it best, ``trials`` how that was found, and ``speed`` how fast it is.
+    Attributes:
+        name: is shown to users.
+        folder: is the path of the stage in the folder of the cascade.
+        labels: are in the order of the stage's own logits.
+        inputs: are the names of the arrays that the model takes.
+        max_length: is the number of tokens (in a linear stage, characters) at which a row is
+            truncated.
+        pad_token_id: fills the rows of a batch up to one length.
+        truncation_side: is "left" or "right".
+        cost: counts layers, parameters and operations.
+        runtime: names the best runtime for the stage.
+        trials: compare the runtimes; empty if none were tried.
+        speed: is how fast the stage runs; None if it was not measured.
+        files: maps the paths of the stage's files to their SHA-256.
+        kind: is "transformer" or "linear".
+        calibration: maps logits, in the cascade's label order, to calibrated ones; None leaves
+            them as they are.
+        trained_on: is the fingerprint of the training texts, if known.
+        quantised_on: is the fingerprint of the texts used to quantise the stage, if any.
     """
 
     name: str
@@ -140,7 +167,7 @@ class StageRecord:
 
     @property
     def length_unit(self) -> str:
-        """What ``max_length`` counts."""
+        """The unit of ``max_length``."""
         return "characters" if self.kind == "linear" else "tokens"
 
 
@@ -148,12 +175,21 @@ class StageRecord:
 class CascadeRecord:
     """The whole of ``cascade.json``.
 
-    ``labels`` are in the order of the columns of ``predict_proba``. ``score`` is the name of the
-    confidence score, ``score_parameters`` what it has learned, if it learns. ``thresholds`` has
-    one number a stage but the last, on the scale of the score, or is None before tuning; for the
-    other thresholds see :class:`~cascadebert.deferral.routing.Thresholds`. ``cost`` has the
-    kind of cost and what a row costs in each stage, and ``data_fingerprint`` the rows on which the
-    thresholds were chosen, both None before tuning.
+    Attributes:
+        labels: are in the order of the columns of ``predict_proba``.
+        stages: are in the order in which rows go through them.
+        score: names the confidence score.
+        thresholds: has one number per stage but the last, on the scale of the score; None before
+            tuning.
+        cost: has the kind of cost and the cost per row in each stage; None before tuning.
+        certificate: is what tuning found; None where thresholds were set by hand.
+        versions: are those of the packages that built the cascade.
+        data_fingerprint: identifies the rows that the thresholds were chosen on; None before
+            tuning.
+        schema_version: counts the changes of this format.
+        skip_thresholds: see :class:`~cascadebert.deferral.routing.Thresholds`.
+        abstain_threshold: see :class:`~cascadebert.deferral.routing.Thresholds`.
+        score_parameters: are those of a learned score; None for the others.
     """
 
     labels: tuple[str, ...]
@@ -177,10 +213,10 @@ class CascadeRecord:
         return Thresholds(self.thresholds, self.skip_thresholds, self.abstain_threshold)
 
     def with_routing(self, routing: Thresholds) -> CascadeRecord:
-        """The same cascade under other thresholds, of which nothing is known yet.
+        """The same cascade under other thresholds, without a certificate.
 
         Raises:
-            InputError: the thresholds are not those of so many stages.
+            InputError: the thresholds do not fit the number of stages.
         """
         routing.check(len(self.stages))
         return dataclasses.replace(
@@ -206,7 +242,7 @@ class CascadeRecord:
         return confidence_score(self.score, self.score_parameters)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the answers, and of what is promised of them."""
+        """SHA-256 of everything that decides the answers, and of what is promised of them."""
         values = {
             "labels": self.labels,
             "stages": [
@@ -230,11 +266,12 @@ class CascadeRecord:
 
 
 def read_record(folder: Path) -> CascadeRecord:
-    """Read and check ``cascade.json``; the files that it names are not opened.
+    """Read and check ``cascade.json``; the files that it lists are not opened.
 
     Raises:
-        ArtifactError: no such folder or file, not JSON, another schema version, a missing
-            or unknown key, or a path that leaves the folder.
+        ArtifactError: no such folder or file, not JSON, a ``schema_version`` that this version
+            cannot read, a missing or unknown key, an invalid value, or a path that leaves the
+            folder.
     """
     path = folder / RECORD_FILE
     if not folder.exists():
@@ -246,19 +283,24 @@ def read_record(folder: Path) -> CascadeRecord:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); build the cascade again") from None
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
-            f"{path}: schema_version is {version!r}, this cascadebert reads {SCHEMA_VERSION}; "
-            "use the version that wrote it, or build the cascade again"
-        )
+            f"{path}: not valid JSON ({first_line(error)}); build the cascade again"
+        ) from None
+    _refuse_other_schema(path, values.get("schema_version") if isinstance(values, dict) else None)
     try:
         record = _parse_record(values)
-    except (TypeError, KeyError, ValueError, AttributeError, InputError) as error:
+    except _UnknownKeysError as error:
         raise ArtifactError(
-            f"{path}: damaged ({type(error).__name__}: {error}); build the cascade again"
+            f"{path}: {error}; remove it, or use the version of cascadebert that wrote it"
+        ) from None
+    except KeyError as error:
+        raise ArtifactError(
+            f"{path}: damaged (it lacks the key {error}); build the cascade again"
+        ) from None
+    except (TypeError, ValueError, AttributeError, InputError) as error:
+        raise ArtifactError(
+            f"{path}: damaged ({first_line(error)}); build the cascade again"
         ) from None
     for stage in record.stages:
         for name in (stage.folder, *stage.files):
@@ -271,14 +313,59 @@ def read_record(folder: Path) -> CascadeRecord:
     return record
 
 
+def _refuse_other_schema(path: Path, version: object) -> None:
+    if version == SCHEMA_VERSION:
+        return
+    seen = f"schema_version is {version!r}, this cascadebert reads {SCHEMA_VERSION}"
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: written by a newer version of cascadebert ({seen}); upgrade cascadebert"
+        )
+    raise ArtifactError(f"{path}: damaged ({seen}); build the cascade again")
+
+
+class _UnknownKeysError(Exception):
+    """A record with keys that this version does not know."""
+
+
+def _checked_keys(values: Any, kind: type, where: str) -> dict[str, Any]:
+    """A JSON object that has the keys of a dataclass.
+
+    Args:
+        values: were read from JSON.
+        kind: has a field per key; those with a default may be missing.
+        where: says in messages which object this is.
+
+    Raises:
+        TypeError: not an object.
+        _UnknownKeysError: a key that is no field.
+        KeyError: a missing key.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"{where} is {values!r:.60}, not an object")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - fields.keys()):
+        names = ", ".join(map(repr, unknown))
+        raise _UnknownKeysError(f"unknown key{'s' * (len(unknown) > 1)} {names} in {where}")
+    for name, one in fields.items():
+        required = one.default is one.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise KeyError(name)
+    return values
+
+
 def _parse_record(values: dict[str, Any]) -> CascadeRecord:
+    _checked_keys(values, CascadeRecord, "the cascade")
     thresholds = values["thresholds"]
     record = CascadeRecord(
         **{
             **values,
             "labels": tuple(values["labels"]),
-            "stages": tuple(_parse_stage(stage) for stage in values["stages"]),
-            "certificate": values["certificate"] and Certificate.from_dict(values["certificate"]),
+            "stages": tuple(
+                _parse_stage(stage, f"stage {number}")
+                for number, stage in enumerate(values["stages"], start=1)
+            ),
+            "certificate": _parse_certificate(values["certificate"]),
             "thresholds": None if thresholds is None else tuple(float(t) for t in thresholds),
             "skip_thresholds": tuple(map(float, values.get("skip_thresholds", ()))),
             "score_parameters": _parse_parameters(values.get("score_parameters")),
@@ -291,7 +378,7 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
     record.confidence_score()
     shape = [3 + len(record.labels) + 1] * len(record.stages)
     if record.score_parameters and [len(model) for model in record.score_parameters] != shape:
-        raise ValueError("score_parameters are not those of so many stages and labels")
+        raise ValueError("score_parameters do not fit the number of stages and labels")
     for stage in record.stages:
         if sorted(stage.labels) != sorted(record.labels):
             raise ValueError(f"stage {stage.name!r} has other labels than the cascade")
@@ -300,20 +387,35 @@ def _parse_record(values: dict[str, Any]) -> CascadeRecord:
     return record
 
 
+def _parse_certificate(values: Any) -> Certificate | None:
+    if not values:
+        return None
+    for promise in _checked_keys(values, Certificate, "the certificate")["promises"]:
+        _checked_keys(promise, Promise, "a promise of the certificate")
+    return Certificate.from_dict(values)
+
+
 def _parse_parameters(values: list[list[float]] | None) -> tuple[tuple[float, ...], ...] | None:
     """Parameters of a learned score; their number is checked with the stages."""
     return None if values is None else tuple(tuple(map(float, model)) for model in values)
 
 
-def _parse_stage(values: dict[str, Any]) -> StageRecord:
-    cost, speed = values["cost"], values.get("speed")
+def _parse_stage(values: Any, where: str) -> StageRecord:
+    _checked_keys(values, StageRecord, where)
+    cost = _checked_keys(values["cost"], StageCost, f"the cost of {where}")
+    speed = values.get("speed") and _checked_keys(
+        values["speed"], StageSpeed, f"the speed of {where}"
+    )
     stage = StageRecord(
         **{
             **values,
             "labels": tuple(values["labels"]),
             "inputs": tuple(values["inputs"]),
             "cost": StageCost(**{**cost, "flops": tuple(map(float, cost["flops"]))}),
-            "trials": tuple(RuntimeTrial(**trial) for trial in values.get("trials", ())),
+            "trials": tuple(
+                RuntimeTrial(**_checked_keys(trial, RuntimeTrial, f"a trial of {where}"))
+                for trial in values.get("trials", ())
+            ),
             "speed": speed
             and StageSpeed(**{**speed, "seconds": tuple(map(float, speed["seconds"]))}),
             "files": dict(values["files"]),
@@ -345,7 +447,7 @@ def _refuse_escape(record_path: Path, name: object) -> None:
     if not parts or ".." in parts or "\\" in str(name) or parts[0] == "/":
         raise ArtifactError(
             f"{record_path}: the path {name!r} leaves the folder of the cascade; "
-            "do not use this file unless you know who wrote it"
+            "use this file only if you trust who wrote it"
         )
 
 

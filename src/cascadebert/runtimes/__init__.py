@@ -1,6 +1,6 @@
-"""Token ids in, logits out: the engines that run a stage.
+"""The engines that run a transformer: token ids in, logits out.
 
-A runtime is one module here with one class. To add one, write the module and name it in
+A runtime is one class in a module of its own here. To add one, write the module and list it in
 ``ENGINES``.
 """
 
@@ -22,7 +22,7 @@ from cascadebert.errors import CascadeWarning, InputError, MissingDependencyErro
 
 FP32, BF16, INT8 = "fp32", "bf16", "int8"
 AUTO = "auto"
-"""Each stage on the runtime that was measured best when it was exported."""
+"""Runs each stage on the runtime that did best when the stage was exported."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ RUNTIMES = {
     for name, engine in ENGINES.items()
     for precision in engine.precisions
 }
-"""By name: an engine, and the numbers that it calculates with ("openvino-int8")."""
+"""Maps a name, for example "openvino-int8", to an engine and its precision."""
 
 
 CPU_TOKEN_BUDGETS = (512, 1024, 2048, 4096)
@@ -74,25 +74,29 @@ class Runtime(Protocol):
 
     @property
     def token_budgets(self) -> tuple[int, ...]:
-        """Sizes of batches to try, in tokens, small to large; untried, the second is taken."""
+        """Batch sizes to try, in tokens, ascending; the second is used until they are timed."""
         ...
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
-        """Begin one batch.
+        """Start one batch.
 
         Args:
             batch: ``input_ids``, ``attention_mask`` and, for models that take them,
                 ``token_type_ids``, each int64 of shape (rows, tokens).
 
         Returns:
-            What waits for its end and gives the logits, float32 of shape (rows, classes), in the
-            model's own label order. Another batch may be begun before it is called.
+            A function that waits for the batch and returns its logits, float32 of shape (rows,
+            classes), in the model's own label order. More batches may start before it is called.
         """
         ...
 
 
 def runtime_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of what decides the answers of stages that these runtimes run, one name a stage."""
+    """Versions of the packages that decide the answers.
+
+    Args:
+        names: are the runtimes of the transformers, one per stage.
+    """
     runtimes = list(names)
     packages = {RUNTIMES[name][0].package for name in runtimes}
     shown = ("cascadebert", "tokenizers", *sorted(packages))
@@ -101,10 +105,12 @@ def runtime_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def refuse_unknown_runtime(name: str) -> None:
-    """Refuse a name that is neither a runtime's nor "auto".
+    """Refuse a name that is neither a runtime nor "auto".
+
+    >>> refuse_unknown_runtime("onnx")
 
     Raises:
-        InputError: see above.
+        InputError: the name is unknown.
     """
     if name not in (AUTO, *RUNTIMES):
         names = ", ".join((AUTO, *RUNTIMES))
