@@ -86,9 +86,9 @@ def test_trains_measures_and_reports(run: Run, place: Path, tmp_path: Path) -> N
         (["--class-weights", "good=1,bad"], "is not name=weight"),
         (["--class-weights", "good=1"], "class_weights names"),
         (["--max-length", "2"], "max_length is 2"),
-        (["--folds", "1"], "1 folds and 1 seeds is not possible"),
-        (["--cost", "euros"], "no cost is called 'euros'"),
-        (["--hidden-weight", "1", "--loss", "distillation"], "hidden states 16 wide"),
+        (["--folds", "1"], "1 folds and 1 seeds"),
+        (["--cost", "euros"], "unknown cost 'euros'"),
+        (["--hidden-weight", "1", "--loss", "distillation"], "are 16 wide, those of the last"),
         (["--json", "/no/such/folder/x.json"], "does not exist"),
     ],
 )

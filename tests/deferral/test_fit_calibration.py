@@ -26,6 +26,7 @@ from cascadebert.deferral.calibration import (
     read_calibration,
 )
 from cascadebert.deferral.confidence import Floats, max_probability_log_odds, softmax
+from cascadebert.deferral.fit_calibration import CALIBRATIONS, fit_calibration
 from cascadebert.errors import InputError
 from cascadebert.evaluation.metrics import nll
 from conftest import CORPUS

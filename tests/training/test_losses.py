@@ -201,7 +201,7 @@ def test_hidden_states_are_compared_by_direction() -> None:
     assert hidden_state_loss(3 * states, states).item() == pytest.approx(0, abs=1e-6)
     assert hidden_state_loss(-states, states).item() == pytest.approx(4)
     assert matched_layers(3, 12) == ([1, 2, 3], [4, 8, 12])
-    with pytest.raises(InputError, match="384 wide and the last stage 768"):
+    with pytest.raises(InputError, match="384 wide, those of the last stage 768"):
         refuse_other_width(384, 768, "small")
 
 

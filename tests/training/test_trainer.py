@@ -185,7 +185,7 @@ def test_parts_are_found_in_another_cascade(trainer: Trained, tmp_path: Path) ->
 def test_hidden_states_where_widths_allow(trainer: Trained) -> None:
     recipe = quick("distillation", hidden_weight=1.0)
     trainer("deberta-v2", "modernbert", recipe=recipe).train()
-    with pytest.raises(InputError, match="16 wide and the last stage 32"):
+    with pytest.raises(InputError, match="16 wide, those of the last stage 32"):
         trainer("distilbert", "mpnet", recipe=recipe)
 
 
@@ -256,10 +256,10 @@ CLASHING = Rows(TRAIN.texts, None, ["x"] * 48)
             {"eval_dataset": Rows(["a", "b"], ["c", "d"], ["good", "bad"])},
             "only one of training and validation rows has second texts",
         ),
-        ({"cost": "dollars"}, "no cost is called 'dollars'"),
+        ({"cost": "dollars"}, "unknown cost 'dollars'"),
         (
             {"recipe": Recipe(stage_arguments={3: {"learning_rate": 1.0}})},
-            "for stage 3; there are stages 1 to 2",
+            "for stage 3; give stages 1 to 2",
         ),
         (
             {"recipe": Recipe(stage_arguments={1: {"learnig_rate": 1.0}})},
@@ -267,7 +267,7 @@ CLASHING = Rows(TRAIN.texts, None, ["x"] * 48)
         ),
         (
             {"recipe": Recipe(stage_arguments={1: {"eval_strategy": "sometimes"}})},
-            "stage 1 distilbert: TrainingArguments refuses",
+            "stage 1 distilbert: TrainingArguments rejects",
         ),
         (
             {"recipe": Recipe(Objective(class_weights={"good": 1.0}))},
@@ -292,9 +292,9 @@ def test_what_is_refused_before_anything_is_trained(
         ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size is 0"),
         ({"seed": -1}, "seed is -1; give 0 or more"),
         ({"train_sampling_strategy": "batch_rebalance"}, "give one of group_by_length, random"),
-        ({"lr_scheduler_type": "nonsense"}, "TrainingArguments refuses"),
-        ({"report_to": "comet_ml"}, "TrainingArguments refuses"),
-        ({"per_device_train_batch_size": 1}, "a batch of 1 row cannot hold a pair"),
+        ({"lr_scheduler_type": "nonsense"}, "TrainingArguments rejects"),
+        ({"report_to": "comet_ml"}, "TrainingArguments rejects"),
+        ({"per_device_train_batch_size": 1}, "a batch of 1 row has no pair"),
     ],
 )
 def test_arguments_that_are_refused(
@@ -318,16 +318,42 @@ def test_a_launcher_of_many_processes_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"paired_batches": True}, "paired batches are for the loss 'dar'"),
+        ({"paired_batches": True}, "paired_batches needs the loss 'dar', not 'distillation'"),
         ({"max_length": 2}, "max_length is 2"),
-        ({"difficulty": "mean"}, "no aggregate is called 'mean'"),
+        ({"difficulty": "mean"}, "unknown difficulty 'mean'"),
         ({"calibration": "platt"}, "no calibration is called 'platt'"),
-        ({"folds": 1}, "1 folds and 1 seeds is not possible"),
+        ({"folds": 1}, "1 folds and 1 seeds"),
     ],
 )
 def test_recipes_that_there_are_not(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**settings)
+
+
+def test_numpy_numbers_in_a_recipe(trainer: Trained) -> None:
+    def of(number: Callable[[float], Any], whole: Callable[[int], Any]) -> str:
+        recipe = Recipe(
+            Objective("dar", dar_weight=number(0.25)),
+            folds=whole(2),
+            difficulty_seeds=whole(1),
+            paired_batches=np.bool_(True),
+            max_length=whole(16),
+            stage_arguments={whole(1): {"learning_rate": number(0.125), "seed": whole(3)}},
+        )
+        return trainer("distilbert", "mpnet", recipe=recipe).fingerprint()
+
+    assert of(np.float32, np.int64) == of(float, int)
+    with pytest.raises(InputError, match=r"folds is 2\.5; give a whole number"):
+        Recipe(folds=2.5)  # type: ignore[arg-type]
+
+
+def test_answers_to_other_rows_are_refused(trainer: Trained, tmp_path: Path) -> None:
+    trainer("linear", "distilbert", recipe=quick("dar")).train()
+    (answers,) = (tmp_path / "work" / "parts").glob("linear-fold-0-0-*/answers.npy")
+    np.save(answers, np.load(answers)[:, ::-1])
+    again = trainer("linear", "distilbert", recipe=quick("dar"))
+    with pytest.raises(ArtifactError, match="holds answers to other rows; remove this folder"):
+        again.train()
 
 
 def test_stages_that_are_refused(trainer: Trained, make: Make, tmp_path: Path) -> None:
@@ -423,5 +449,5 @@ def test_classifier_with_scikit_learns_manners(encoders: dict[str, Path]) -> Non
     assert 0 <= model.score(TRAIN.texts, labels) <= 1
     with pytest.raises(InputError, match=r"labels have the shape \(2,\) for 48 rows"):
         model.fit(TRAIN.texts, [1, 2])
-    with pytest.raises(InputError, match="cannot be kept back with rows of every class"):
+    with pytest.raises(InputError, match="cannot be held out with rows of every class"):
         clone(model).fit(TRAIN.texts[:4], ["a", "a", "a", "b"])

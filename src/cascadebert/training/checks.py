@@ -1,4 +1,4 @@
-"""What is refused before a training starts, so that no hour is spent on what cannot end well."""
+"""Checks before a training starts, so that invalid input costs no training time."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ from cascadebert.training.parts import checkpoint_fingerprint
 
 @dataclass(frozen=True)
 class StageSource:
-    """What a stage is to be made of.
+    """The checkpoint that a stage is trained from.
 
     Attributes:
-        number: place in the cascade, from 1.
-        name: for people and folders.
-        checkpoint: of the pre-trained encoder, or "linear".
-        fingerprint: of the checkpoint.
-        flops: floating point operations of a typical row.
-        layers: of the encoder.
-        width: of its hidden states, 0 for a linear stage.
-        max_length: tokens that it will read.
+        number: position in the cascade, from 1.
+        name: name for people and folders.
+        checkpoint: folder or hub name of a pre-trained encoder, or "linear".
+        fingerprint: identity of the checkpoint.
+        flops: floating point operations for a row of 32 tokens.
+        layers: number of layers.
+        width: width of the hidden states, 0 for a linear stage.
+        max_length: maximum tokens per row.
+
+    Examples:
+        >>> (linear,) = checked_stages(["linear"], ["no", "yes"], 128)
+        >>> linear.is_linear, linear.flops
+        (True, 200.0)
     """
 
     number: int
@@ -48,20 +53,26 @@ class StageSource:
 
     @property
     def is_linear(self) -> bool:
+        """Whether this is the linear stage."""
         return self.checkpoint == LINEAR
 
 
 def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
-    """The label names that all stages will have, sorted.
+    """The label names of all stages, sorted.
 
     Args:
-        train: checked rows with labels.
-        validation: checked rows with labels.
-        folds: that difficulty will need, or None.
+        train: gives training rows with labels.
+        validation: gives held-out rows with labels.
+        folds: sets the number of folds for difficulty; None for no folds.
 
     Raises:
-        InputError: one class only, a class with fewer rows than folds, labels in validation that
-            no training row has, or pairs in only one of the two.
+        InputError: there is only one class, a class with fewer rows than folds, a validation
+            label without a training row, or second texts in only one of the two.
+
+    Examples:
+        >>> train = Rows(["a", "b"], None, ["yes", "no"])
+        >>> checked_rows(train, Rows(["c"], None, ["no"]), None)
+        ['no', 'yes']
     """
     names = label_order(train, None)
     if (train.pairs is None) != (validation.pairs is None):
@@ -73,7 +84,7 @@ def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
         count = sum(label in unknown for label in validation.labels or ())
         raise InputError(
             f"{count} validation rows have labels that no training row has: {listed(unknown)}; "
-            "add training rows of them or remove these"
+            "add training rows with these labels, or remove the validation rows"
         )
     if folds is not None:
         refuse_small_classes(np.array(train.labels), folds, seeds=1)
@@ -81,8 +92,8 @@ def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
     again = sum(row in seen for row in validation.both_texts())
     if again:
         warnings.warn(
-            f"{again} of {len(validation)} validation rows are training rows too: what is chosen "
-            "on them will look better than it is; remove them from one of the two",
+            f"{again} of {len(validation)} validation rows are training rows too, which makes "
+            "results on them too good; remove them from one of the two",
             CascadeWarning,
             stacklevel=4,
         )
@@ -92,11 +103,20 @@ def checked_rows(train: Rows, validation: Rows, folds: int | None) -> list[str]:
 def checked_stages(
     checkpoints: Sequence[str], labels: Sequence[str], max_length: int
 ) -> list[StageSource]:
-    """Open every checkpoint once, and refuse what cannot be a stage.
+    """Open every checkpoint once, and check that it can be a stage.
+
+    Args:
+        checkpoints: names folders or hub repositories, or "linear"; small to large.
+        labels: gives the label names in the order of the logits.
+        max_length: truncates rows to this many tokens.
 
     Raises:
-        InputError: no stages, or not ordered by cost.
-        ArtifactError: a checkpoint without weights, or without a tokenizer that fits.
+        InputError: there is no stage, or the stages are not ordered by cost.
+        ArtifactError: a checkpoint lacks weights or a tokenizer that fits.
+
+    Examples:
+        >>> [stage.name for stage in checked_stages(["linear"], ["no", "yes"], 128)]
+        ['linear']
     """
     if not checkpoints:
         raise InputError("a cascade needs at least one stage; name a checkpoint")
@@ -125,8 +145,8 @@ def _open_stage(
     refuse_other_tokenizer(tokenizer, model, checkpoint)
     if tokenizer.pad_token is None:
         raise ArtifactError(
-            f"{checkpoint}: its tokenizer has no padding token, so rows cannot be put into "
-            "batches; set pad_token and save it again"
+            f"{checkpoint}: its tokenizer has no padding token for batches; set pad_token and save "
+            "it again"
         )
     cost = model_cost(model.train(False), ("input_ids", "attention_mask"))
     return StageSource(

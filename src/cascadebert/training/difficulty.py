@@ -1,8 +1,7 @@
-"""Which training rows are hard for a stage: those it gets wrong when it has not seen them.
+"""Difficulty of training rows: a row is hard for a stage that gets it wrong when held out.
 
-The rows are cut into folds; a copy of the stage that is trained on the others answers each
-fold. That is done once for every seed, so that every row is answered by as many copies as there
-are seeds, none of which has seen it.
+The rows are split into folds. A copy of the stage, trained on the other folds, answers each fold.
+This is repeated once per seed, so that each row has one held-out answer per seed.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ AGGREGATES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "majority": lambda share: (share >= 0.5).astype(np.float64),
     "graded": lambda share: share,
 }
-"""From each row's share of wrong answers to its difficulty. ``all``: easy (0) are rows that
-every copy answers right. ``majority``: easy are rows that more than half answer right.
-``graded``: the share of wrong answers."""
+"""Functions from each row's share of wrong answers to its difficulty. ``all``: 0 (easy) if every
+answer is right, else 1. ``majority``: 0 if more than half are right, else 1. ``graded``: the
+share."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,13 @@ class Difficulty:
     """How hard each training row is for one stage.
 
     Attributes:
-        wrong: whether the copy that had not seen the row was wrong, bool (rows, seeds).
-        aggregate: name in :data:`AGGREGATES`.
-        fingerprint: of the rows, the checkpoint and the settings that it was made with.
+        wrong: whether the held-out answer was wrong, bool of shape (rows, seeds).
+        aggregate: a name in :data:`AGGREGATES`.
+        fingerprint: SHA-256 of the rows, the checkpoint and the settings.
+
+    Examples:
+        >>> Difficulty(np.array([[True, False], [False, False]]), "graded", "0" * 64).values
+        array([0.5, 0. ])
     """
 
     wrong: NDArray[np.bool_]
@@ -56,7 +59,20 @@ class Difficulty:
         return aggregate(self.wrong, self.aggregate)
 
     def save(self, folder: Path, rows: Rows) -> None:
-        """Write a line a row, with its label and column ``difficulty``, and what they are of."""
+        """Write one JSON line per row, and a file with the fingerprint.
+
+        Args:
+            folder: names the folder; it is created if needed.
+            rows: gives the labels that are written beside the difficulties.
+
+        Examples:
+            >>> import tempfile
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> made = Difficulty(np.array([[True], [False]]), "all", "0" * 64)
+            >>> made.save(folder, Rows(["a", "b"], None, ["x", "y"]))
+            >>> Difficulty.load(folder).values
+            array([1., 0.])
+        """
         labels: Sequence[str | None] = rows.labels or [None] * len(rows)
         lines = [
             json.dumps(
@@ -83,29 +99,40 @@ class Difficulty:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ArtifactError: the files are missing or damaged.
+            ArtifactError: a file is missing or damaged.
         """
         try:
             about = json.loads((folder / _ABOUT_FILE).read_text(encoding="utf-8"))
             with (folder / _ROWS_FILE).open(encoding="utf-8") as lines:
                 wrong = np.array([json.loads(line)["wrong"] for line in lines], dtype=np.bool_)
             if wrong.shape != (about["rows"], about["seeds"]):
-                raise ValueError(f"it has the shape {wrong.shape}")
+                raise ValueError(f"its shape is {wrong.shape}")
             return cls(wrong, about["aggregate"], about["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{folder}: not a difficulty that can be read ({error}); remove it and train again"
+                f"{folder}: unreadable difficulty ({error}); remove the folder and train again"
             ) from error
 
 
 def aggregate(wrong: NDArray[np.bool_], how: str) -> NDArray[np.float64]:
-    """Difficulty of each row from wrong answers of shape (rows, seeds).
+    """Difficulty of each row from its held-out answers.
+
+    Args:
+        wrong: holds whether each answer is wrong, bool of shape (rows, seeds).
+        how: names the function in :data:`AGGREGATES`.
+
+    Returns:
+        0 (easy) to 1 (hard), float64 of shape (rows,).
 
     Raises:
-        InputError: ``how`` is not a name in :data:`AGGREGATES`.
+        InputError: ``how`` is unknown.
+
+    Examples:
+        >>> aggregate(np.array([[True, False], [False, False]]), "all")
+        array([1., 0.])
     """
     if how not in AGGREGATES:
-        raise InputError(f"no aggregate is called {how!r}; there are {', '.join(AGGREGATES)}")
+        raise InputError(f"unknown difficulty {how!r}; give one of {', '.join(AGGREGATES)}")
     return AGGREGATES[how](wrong.mean(axis=1, dtype=np.float64))
 
 
@@ -116,59 +143,78 @@ def cross_fit(
     folds: int = 3,
     seeds: Sequence[int] = (0,),
 ) -> NDArray[np.bool_]:
-    """Answer every row once a seed with a classifier that has not seen it.
+    """Find which rows a classifier gets wrong when they are held out.
 
     Args:
-        labels: class of each row, shape (rows,).
-        answers: called with the positions to train on, the positions to answer, the seed and
-            the number of the fold from 0; returns a class for each position to answer.
-        folds: parts that the rows are cut into, shuffled, with like shares of every class.
-        seeds: one shuffle and one set of trainings for each.
+        labels: holds the class of each row, shape (rows,).
+        answers: is called with the positions to train on, the positions to answer, the seed and
+            the fold from 0. It returns a class for each position to answer.
+        folds: sets the number of parts, shuffled and stratified by class.
+        seeds: gives one shuffle, and one set of trainings, each.
 
     Returns:
-        Whether the answer was wrong, bool of shape (rows, seeds).
+        Whether each answer was wrong, bool of shape (rows, seeds).
 
     Raises:
-        InputError: fewer than two folds, no seed, or a class with fewer rows than folds.
+        InputError: there are fewer than two folds, no seed, or a class with fewer rows than
+            folds.
+
+    Examples:
+        >>> def most_common(train, held_out, seed, fold):
+        ...     return np.full(len(held_out), np.bincount(labels[train]).argmax())
+        >>> labels = np.array([0, 0, 0, 0, 1, 1])
+        >>> cross_fit(labels, most_common, folds=2)[:, 0]
+        array([False, False, False, False,  True,  True])
     """
     refuse_small_classes(labels, folds, len(seeds))
     wrong = np.zeros((len(labels), len(seeds)), dtype=np.bool_)
     for column, seed in enumerate(seeds):
-        for fold, (seen, unseen) in enumerate(cut(labels, folds, seed)):
-            wrong[unseen, column] = answers(seen, unseen, seed, fold) != labels[unseen]
+        for fold, (train, held_out) in enumerate(split_folds(labels, folds, seed)):
+            found = answers(train, held_out, seed, fold)
+            wrong[held_out, column] = found != labels[held_out]
     return wrong
 
 
-def cut(labels: NDArray[Any], folds: int, seed: int) -> list[tuple[Positions, Positions]]:
-    """For each fold the positions outside and inside it."""
+def split_folds(labels: NDArray[Any], folds: int, seed: int) -> list[tuple[Positions, Positions]]:
+    """Positions outside and inside each fold, shuffled and stratified by class.
+
+    Examples:
+        >>> [len(held_out) for _, held_out in split_folds(np.array([0, 1] * 6), 3, seed=0)]
+        [4, 4, 4]
+    """
     folding = StratifiedKFold(folds, shuffle=True, random_state=seed)
     return list(folding.split(np.zeros(len(labels)), labels))
 
 
 def refuse_small_classes(labels: NDArray[Any], folds: int, seeds: int) -> None:
-    """Refuse rows that cannot be cut into so many folds.
+    """Check that every class has a row in every fold.
+
+    Args:
+        labels: holds the class of each row, shape (rows,).
+        folds: sets the number of folds.
+        seeds: sets the number of shuffles.
 
     Raises:
-        InputError: fewer than two folds, no seed, or a class with fewer rows than folds.
+        InputError: there are fewer than two folds, no seed, or a class with fewer rows than
+            folds.
     """
     refuse_few(folds, seeds)
     names, counts = np.unique(labels, return_counts=True)
     if counts.min() < folds:
         rare = counts.argmin()
         raise InputError(
-            f"class {str(names[rare])!r} has {counts[rare]} rows, fewer than the {folds} folds "
-            "that difficulty needs; add rows of it, or use fewer folds"
+            f"class {str(names[rare])!r} has {counts[rare]} rows, fewer than the {folds} folds of "
+            "the difficulty; add rows of this class, or use fewer folds"
         )
 
 
 def refuse_few(folds: int, seeds: int) -> None:
-    """Refuse fewer than two folds, or no seed.
+    """Check that there are two folds or more, and a seed.
 
     Raises:
-        InputError: with what was asked for.
+        InputError: there are fewer.
     """
     if folds < 2 or seeds < 1:
         raise InputError(
-            f"difficulty with {folds} folds and {seeds} seeds is not possible; "
-            "give 2 folds or more and 1 seed or more"
+            f"difficulty has {folds} folds and {seeds} seeds; give at least 2 folds and 1 seed"
         )

@@ -1,4 +1,4 @@
-"""Rows as transformers' Trainer reads them."""
+"""Rows as transformers' Trainer reads them: token ids and other columns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from cascadebert.rows.rows import Rows
 
 
 class EncodedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Token ids of rows, with other columns beside them.
+    """A data set of token ids and other columns.
 
     Args:
-        encoded: what the tokenizer made: for each model input one list a row.
-        columns: any other values, one a row.
+        encoded: holds the tokenizer's output: for each model input one list per row.
+        columns: holds other values, one per row.
+
+    Attributes:
+        lengths: number of tokens of each row.
+
+    Examples:
+        >>> rows = EncodedRows({"input_ids": [[5, 6], [7]]}, {"labels": [0, 1]})
+        >>> rows[1], rows.lengths
+        ({'input_ids': [7], 'labels': 1}, [2, 1])
     """
 
     def __init__(self, encoded: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
@@ -34,12 +42,12 @@ class EncodedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class Encoder:
-    """Rows to token ids and label ids.
+    """A function from rows to token ids and label ids.
 
     Args:
-        tokenizer: the stage's own.
-        names: label names in the order of the logits.
-        max_length: tokens a row is truncated at.
+        tokenizer: encodes the texts.
+        names: gives the label names in the order of the logits.
+        max_length: truncates rows to this many tokens.
     """
 
     def __init__(
@@ -52,6 +60,13 @@ class Encoder:
     def __call__(
         self, rows: Rows, columns: Mapping[str, Any], numbers: Sequence[int] | None = None
     ) -> EncodedRows:
+        """Encode rows.
+
+        Args:
+            rows: gives texts and labels.
+            columns: adds other values, one per row.
+            numbers: numbers the rows; by default from 0.
+        """
         pairs = None if rows.pairs is None else list(rows.pairs)
         encoded = self._tokenizer(
             list(rows.texts), pairs, truncation=True, max_length=self._max_length
@@ -62,7 +77,11 @@ class Encoder:
 
 
 class Collator:
-    """Pads what the tokenizer made and stacks the other columns."""
+    """A function from encoded rows to one batch: pads token ids, stacks the other columns.
+
+    Args:
+        tokenizer: pads the token ids.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""A cascade with scikit-learn's manners."""
+"""A cascade as a scikit-learn classifier."""
 
 from __future__ import annotations
 
@@ -23,25 +23,35 @@ from cascadebert.training.trainer import CascadeTrainer, PlanProgress
 
 
 class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """``fit(texts, labels)`` trains a cascade, ``predict(texts)`` runs it.
+    """A scikit-learn classifier: ``fit`` trains a cascade, ``predict`` runs it.
 
     Args:
-        stages: pre-trained checkpoints, small to large; "linear" for the linear stage.
-        recipe: the loss and what it needs, see :class:`~cascadebert.Recipe`.
-        target: what the thresholds are chosen for, one or several at once; by default at most
-            half a point of accuracy.
-        args: ``TrainingArguments`` of every stage.
-        validation_share: share of the rows that is kept back, like shares of every class, for
-            the calibrations and thresholds.
-        output_dir: where what is done is kept, so that a fit that was cut off goes on; by
-            default a folder that is removed.
-        random_state: of the rows that are kept back.
-        progress: called with what is being done and the share of the whole that is done.
+        stages: names pre-trained checkpoints, small to large; "linear" is the linear stage.
+        recipe: sets the loss and what it needs, see :class:`~cascadebert.Recipe`.
+        target: sets one or more targets for the thresholds; by default an accuracy drop of at
+            most 0.005.
+        args: sets ``TrainingArguments`` of every stage.
+        validation_share: sets the share of the rows held out for calibration and thresholds,
+            stratified by class.
+        output_dir: names the folder for finished parts, from which an interrupted fit continues;
+            by default a temporary folder.
+        random_state: seeds the choice of the held-out rows.
+        progress: is called with the current task and the share of the work done, 0 to 1.
 
     Attributes:
-        classes_: the labels as they were given, sorted, shape (classes,).
+        classes_: the labels as given to :meth:`fit`, sorted, shape (classes,).
         cascade_: the trained :class:`~cascadebert.Cascade`.
-        report_: plain values of what was done and measured.
+        report_: what was done and measured, as plain values.
+
+    Examples:
+        >>> texts = ["good film", "nice film", "bad film", "poor film"] * 10
+        >>> texts = [f"{text} {number}" for number, text in enumerate(texts)]
+        >>> model = CascadeClassifier(stages=["linear"])
+        >>> model = model.fit(texts, ["yes", "yes", "no", "no"] * 10)
+        >>> model.predict(["nice", "poor"])
+        array(['yes', 'no'], dtype='<U3')
+        >>> model.predict_proba(["nice", "poor"]).shape
+        (2, 2)
     """
 
     def __init__(
@@ -66,26 +76,30 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.progress = progress
 
     def fit(self, X: Any, y: ArrayLike) -> Self:  # noqa: N803
-        """Train on texts, or (text, text_pair) tuples, of shape (rows,), with labels (rows,).
+        """Train the cascade.
+
+        Args:
+            X: gives texts, or (text, text_pair) tuples, shape (rows,).
+            y: gives the labels, shape (rows,).
 
         Raises:
-            InputError: rows or settings that cannot be trained with.
+            InputError: the rows or the settings are invalid.
         """
         labels = np.asarray(y)
         texts = as_rows(_listed(X))
         if labels.shape != (len(texts),):
             raise InputError(
-                f"labels have the shape {labels.shape} for {len(texts)} rows; give one a row"
+                f"labels have the shape {labels.shape} for {len(texts)} rows; give one per row"
             )
-        rows = Rows(texts.texts, texts.pairs, labels.tolist())
+        rows = Rows(texts.texts, texts.pairs, labels.tolist(), texts.group)
         self.classes_ = np.unique(labels)
-        train, kept = self._split(rows)
+        train, validation = self._split(rows)
         with tempfile.TemporaryDirectory(prefix="cascadebert-") as scratch:
             trainer = CascadeTrainer(
                 self.stages,
                 self.args,
                 train,
-                kept,
+                validation,
                 recipe=self.recipe,
                 target=self.target,
                 output_dir=self.output_dir or scratch,
@@ -96,9 +110,17 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """The label of each row, as given to :meth:`fit`, shape (rows,).
+        """Predict the label of each row.
 
-        It is None where the cascade abstains; the array then has the dtype object.
+        Args:
+            X: gives texts, or (text, text_pair) tuples, shape (rows,).
+
+        Returns:
+            Labels as given to :meth:`fit`, shape (rows,). A label is None where the cascade
+            abstains; the array then has the dtype object.
+
+        Raises:
+            NotFittedError: :meth:`fit` has not been called.
         """
         check_is_fitted(self)
         out = self.cascade_.predict(_listed(X))
@@ -106,7 +128,17 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(out.abstained, None, labels) if out.abstained.any() else labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Probabilities of shape (rows, classes), columns in the order of ``classes_``."""
+        """Predict the probability of each class.
+
+        Args:
+            X: gives texts, or (text, text_pair) tuples, shape (rows,).
+
+        Returns:
+            float64 of shape (rows, classes), with the columns in the order of ``classes_``.
+
+        Raises:
+            NotFittedError: :meth:`fit` has not been called.
+        """
         check_is_fitted(self)
         return self._in_own_order(self.cascade_.predict_proba(_listed(X)))
 
@@ -116,7 +148,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _split(self, rows: Rows) -> tuple[Rows, Rows]:
         try:
-            train, kept = train_test_split(
+            train, held_out = train_test_split(
                 np.arange(len(rows)),
                 test_size=self.validation_share,
                 random_state=self.random_state,
@@ -124,10 +156,10 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         except ValueError as error:
             raise InputError(
-                f"{self.validation_share} of {len(rows)} rows cannot be kept back with rows of "
+                f"{self.validation_share} of {len(rows)} rows cannot be held out with rows of "
                 f"every class ({error}); give more rows or another validation_share"
             ) from None
-        return rows.take(train), rows.take(kept)
+        return rows.take(train), rows.take(held_out)
 
 
 def _listed(rows: Any) -> Any:

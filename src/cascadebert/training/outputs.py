@@ -1,4 +1,4 @@
-"""What a fine-tuned stage says of rows, for the stages that learn from it and for difficulty."""
+"""Outputs of a fine-tuned stage, for the stages that learn from it and for difficulty."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ _TOKENS_A_BATCH = 4096
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a stage says of rows.
+    """Outputs of a stage.
 
     Attributes:
         logits: float32 of shape (rows, classes).
-        states: first-token hidden states of chosen layers, float16 (rows, layers, width).
+        states: first-token hidden states of some layers, float16 of shape (rows, layers, width);
+            or None.
+
+    Examples:
+        >>> Outputs(np.zeros((2, 3), dtype=np.float32)).states is None
+        True
     """
 
     logits: NDArray[np.float32]
@@ -41,14 +46,23 @@ def outputs_of(
     state_layers: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Outputs:
-    """Run a fine-tuned classifier on rows, in bfloat16 where that is fast, else in fp32.
+    """Run a fine-tuned classifier on rows, in bfloat16 if that is fast here, else in fp32.
 
     Args:
-        checkpoint: a fine-tuned classifier.
-        rows: the rows.
-        max_length: tokens a row is truncated at, where the model has so many positions.
-        state_layers: number of layers of a student whose matching states are wanted too.
-        progress: called with the number of rows after each batch.
+        checkpoint: names the folder or hub repository of a fine-tuned classifier.
+        rows: gives the rows.
+        max_length: truncates rows to this many tokens, or fewer if the model has fewer positions.
+        state_layers: counts the layers of a student; its matching states are returned too.
+        progress: is called with the number of rows after each batch.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be opened.
+
+    Examples:
+        ::
+
+            teacher = outputs_of("large", rows, state_layers=6)
+            teacher.logits.shape, teacher.states.shape  # (rows, classes), (rows, 6, width)
     """
     model, tokenizer = open_checkpoint(checkpoint, attention=None, max_length=max_length)
     max_length = maximum_length(model, tokenizer, None)
@@ -79,7 +93,12 @@ def outputs_of(
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    """Whether this machine multiplies bfloat16 matrices in hardware.
+
+    Examples:
+        >>> bf16_is_fast() in (True, False)
+        True
+    """
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

@@ -1,8 +1,7 @@
-"""The parts of a long training, each done once: a folder a part, named by what went into it.
+"""Parts of a long training, each in a folder named by the fingerprint of its settings.
 
-A part that is finished is found by its fingerprint and not run again, in this training or in
-another one that keeps its parts in the same folder. One that was cut off is run again with the
-same scratch folder, where it finds what it had.
+A finished part is found by its fingerprint and not run again, in this training or in another one
+with the same folder. An interrupted part is run again with the same scratch folder.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _WEIGHTS_AND_WORDS = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: ``part.json`` in its folder.
+    """The record of a finished part, ``part.json`` in its folder.
 
     Attributes:
-        name: what it is, for people.
-        settings: all that its result depends on.
+        name: name for people.
+        settings: everything that the result depends on.
         seconds: wall time of the run that finished it.
-        resumed: whether that run went on from an earlier one that was cut off.
+        resumed: whether that run continued an interrupted one.
     """
 
     name: str
@@ -43,28 +42,44 @@ class Part:
 
 
 class Parts:
-    """The finished and unfinished parts in one folder."""
+    """The finished and unfinished parts in one folder.
+
+    Args:
+        folder: names the folder.
+
+    Examples:
+        >>> import tempfile
+        >>> parts = Parts(Path(tempfile.mkdtemp()) / "parts")
+        >>> settings = {"seed": 0}
+        >>> done = parts.run("letters", settings, lambda result, _: (result / "a").touch())
+        >>> parts.has("letters", settings), (done / "a").exists(), read_part(done).name
+        (True, True, 'letters')
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """Where the part lies, or would lie."""
+        """Folder of the part, whether it exists or not."""
         return self.folder / f"{name}-{fingerprint(settings)[:16]}"
 
     def has(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the part is finished."""
         return (self.path(name, settings) / PART_FILE).is_file()
 
     def run(
         self, name: str, settings: Mapping[str, Any], make: Callable[[Path, Path], object]
     ) -> Path:
-        """The folder of a finished part, made now if it is not there.
+        """Run a part unless it is finished.
 
         Args:
-            name: short, fit for a file name.
-            settings: all that the result depends on, in JSON's types.
-            make: called with the folder for the result, empty, and a scratch folder that a run
-                which is cut off leaves to the next.
+            name: gives a short name that is valid in a file name.
+            settings: lists everything that the result depends on, in JSON's types.
+            make: is called with an empty folder for the result and a scratch folder, which an
+                interrupted run leaves to the next one.
+
+        Returns:
+            The folder of the finished part.
         """
         target = self.path(name, settings)
         if self.has(name, settings):
@@ -79,7 +94,7 @@ class Parts:
         part = Part(name, settings, round(time.perf_counter() - start, 2), resumed)
         write_text(result / PART_FILE, json.dumps(asdict(part), indent=1) + "\n")
         if (scratch / "runs").is_dir():
-            # What TensorBoard reads outlives the checkpoints.
+            # Files for TensorBoard are kept when the checkpoints are removed.
             runs = self.folder.parent / "runs" / target.name
             shutil.copytree(scratch / "runs", runs, dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
@@ -88,7 +103,7 @@ class Parts:
         return target
 
     def remove_weights(self) -> None:
-        """Remove trained stages and whatever is unfinished; answers, which are small, stay."""
+        """Remove trained stages and unfinished parts; keep answers, which are small."""
         for path in self.folder.glob("*"):
             if path.suffix == ".unfinished" or (path / WEIGHTS_FILE).exists():
                 shutil.rmtree(path)
@@ -100,12 +115,29 @@ def read_part(folder: Path) -> Part:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of settings, whatever the order of their keys."""
+    """SHA-256 of settings in JSON's types, for any order of their keys.
+
+    Examples:
+        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+        True
+    """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoint_fingerprint(checkpoint: str | PathLike[str]) -> str:
-    """What identifies a checkpoint: its files' content, or its commit on the hub."""
+    """What identifies a checkpoint: the hash of its files, or its commit on the hub.
+
+    Args:
+        checkpoint: names a folder or a hub repository.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "config.json").write_text("{}")
+        2
+        >>> len(checkpoint_fingerprint(folder))
+        64
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(fspath(checkpoint), trust_remote_code=False)

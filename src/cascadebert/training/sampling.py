@@ -1,4 +1,4 @@
-"""The order in which rows are trained on: like lengths together, and pairs in every batch."""
+"""The order of training rows: similar lengths together, and a pair in every batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ ORDERS = ("group_by_length", "random", "sequential")
 
 
 class RowSampler(torch.utils.data.Sampler[int]):
-    """Rows in the order of one epoch; the same seed and epoch give the same order.
+    """Positions of the rows in the order of one epoch, the same for the same seed and epoch.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows a batch.
-        seed: of the order.
-        order: "group_by_length", "random" or "sequential", as TrainingArguments'
-            train_sampling_strategy.
-        difficulty: if given, every batch holds rows of two difficulties at least. Where there
-            are fewer rows of one kind than batches, some come more than once an epoch; no row
-            is left out.
+        lengths: gives the number of tokens of each row.
+        batch_size: sets the number of rows per batch.
+        seed: sets the order.
+        order: names the order as ``train_sampling_strategy`` of ``TrainingArguments`` does:
+            "group_by_length", "random" or "sequential".
+        difficulty: puts rows of at least two difficulties into every batch, float64 of shape
+            (rows,). If one difficulty has fewer rows than there are batches, some of them occur
+            more than once per epoch. No row is left out.
 
     Raises:
-        InputError: no such order; or pairs are asked for and there are none, or a batch has only
-            one row.
+        InputError: the order is unknown; or pairs are requested and all rows have the same
+            difficulty, or a batch has only one row.
+
+    Examples:
+        >>> list(RowSampler([3, 5, 4], batch_size=2, order="sequential"))
+        [0, 1, 2]
+        >>> sampler = RowSampler([3, 5, 4, 4], 2, difficulty=np.array([0.0, 1.0, 0.0, 0.0]))
+        >>> order = list(sampler)
+        >>> [1 in order[start : start + 2] for start in range(0, len(order), 2)]
+        [True, True, True]
     """
 
     def __init__(
@@ -56,7 +64,7 @@ class RowSampler(torch.utils.data.Sampler[int]):
         self._groups = None if difficulty is None else _two_groups(difficulty, batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
+        """Set the epoch, which the Trainer does before each one."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -82,7 +90,7 @@ class RowSampler(torch.utils.data.Sampler[int]):
     def _paired(
         self, groups: tuple[NDArray[np.int64], ...], generator: torch.Generator
     ) -> list[int]:
-        """One row of each group for every batch, of like length, and the others around them."""
+        """One row of each group per batch, of similar length, and the other rows around them."""
         repeats = _repeats(groups, self._batch_size)
         batches = _batch_count(len(self), self._batch_size)
         firsts, others = [], []
@@ -109,21 +117,21 @@ class RowSampler(torch.utils.data.Sampler[int]):
 def _two_groups(
     difficulty: NDArray[np.float64], batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the commonest difficulty, and the others."""
+    """Positions of the rows with the most common difficulty, and of the others."""
     levels, level, counts = np.unique(difficulty, return_inverse=True, return_counts=True)
     if len(levels) < 2:
         raise InputError(
-            f"every row has the difficulty {levels[0]}: no batch can have a pair; train without "
-            "paired batches"
+            f"every row has the difficulty {levels[0]}, so that no batch has a pair; unset "
+            "paired_batches"
         )
     if batch_size < 2:
-        raise InputError("a batch of 1 row cannot hold a pair; use batches of 2 rows or more")
+        raise InputError("a batch of 1 row has no pair; use batches of at least 2 rows")
     common = level == counts.argmax()
     return np.flatnonzero(common), np.flatnonzero(~common)
 
 
 def _repeats(groups: tuple[NDArray[np.int64], ...], batch_size: int) -> list[int]:
-    """How many rows of each group come again so that there is one for every batch."""
+    """The number of repeated rows of each group, so that every batch has one."""
     sizes = [len(rows) for rows in groups]
     batches = _batch_count(sum(sizes), batch_size)
     while sum(max(size, batches) for size in sizes) > batches * batch_size:
@@ -140,10 +148,10 @@ def _batch_count(rows: int, batch_size: int) -> int:
 
 
 class RowTrainer(Trainer):
-    """The Trainer with a reproducible order of rows.
+    """transformers' Trainer with a reproducible order of rows.
 
     Attributes:
-        paired: whether every batch gets rows of two difficulties.
+        paired: whether every batch holds rows of two difficulties.
     """
 
     paired = False

@@ -1,4 +1,4 @@
-"""Everything that is done to train one stage, as tasks that can be done one after another."""
+"""The training of one stage, as a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import ExportableState
 
-from cascadebert.errors import InputError, first_line
+from cascadebert.errors import ArtifactError, InputError, first_line
 from cascadebert.rows.rows import Rows
 from cascadebert.training.checks import StageSource
-from cascadebert.training.difficulty import Difficulty, cut
+from cascadebert.training.difficulty import Difficulty, Positions, cross_fit, split_folds
 from cascadebert.training.fine_tuning import default_arguments, fine_tune
 from cascadebert.training.linear import fit_linear, linear_outputs
 from cascadebert.training.objective import Objective
@@ -46,7 +46,7 @@ _LEAST = {
     "seed": 0,
 }
 
-# Arguments that say how a training is run or watched, and not what comes out of it.
+# Arguments that do not change the result of a training.
 _NO_INFLUENCE = {
     "dataloader_num_workers",
     "dataloader_pin_memory",
@@ -81,11 +81,17 @@ class Task:
     """One part of a training.
 
     Attributes:
-        title: for people.
-        name: for its folder.
-        settings: all that its result depends on.
-        work: about how many floating point operations it takes.
-        make: does it, given the folder for its result and one that outlives interruptions.
+        title: description for people.
+        name: beginning of the folder's name.
+        settings: everything that the result depends on.
+        work: estimated floating point operations.
+        make: function that does the task. It gets a folder for the result, a scratch folder that
+            survives interruptions, and a function to report progress to.
+
+    Examples:
+        >>> task = Task("stage 1: training", "small", {"seed": 0}, 1e9, lambda *_: None)
+        >>> task.settings["seed"]
+        0
     """
 
     title: str
@@ -97,7 +103,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """What all stages of one training share."""
+    """What all stages of one training share.
+
+    Attributes:
+        train: training rows with labels.
+        validation: held-out rows with labels.
+        labels: label names in the order of the logits.
+        recipe: the loss and what it needs.
+        args: ``TrainingArguments`` of every stage, or None for the defaults.
+        callbacks: callbacks of transformers' Trainer.
+        parts: the folder of finished parts.
+        rows_fingerprint: SHA-256 of ``train``.
+    """
 
     train: Rows
     validation: Rows
@@ -113,26 +130,27 @@ class StageJob:
     """The tasks of one stage.
 
     Args:
-        job: what the stages share.
-        source: what the stage is made of.
-        teacher: the last stage, or None for the last stage itself.
+        job: gives what all stages share.
+        source: describes the checkpoint.
+        teacher: gives the last stage; None makes this the last stage.
     """
 
     def __init__(self, job: Job, source: StageSource, teacher: StageJob | None) -> None:
         self.source = source
         self._job = job
         self._teacher = teacher
-        # The last stage has no rows to pass on; a linear one is calibrated in place of DAR.
-        wanted = job.recipe.objective
-        self.objective = wanted.plain() if teacher is None or source.is_linear else wanted
+        # The last stage defers no rows; a linear stage is fitted by scikit-learn.
+        objective = job.recipe.objective
+        self.objective = objective.plain() if teacher is None or source.is_linear else objective
 
     @property
     def title(self) -> str:
+        """Number and name of the stage, for people."""
         return f"stage {self.source.number} {self.source.name}"
 
     @property
     def folder(self) -> Path:
-        """The trained stage, once :meth:`training` is done."""
+        """Folder of the trained stage, once :meth:`training` is done."""
         return self._path(self.training())
 
     def training(self) -> Task:
@@ -146,7 +164,7 @@ class StageJob:
         )
 
     def answering(self, student: StageJob) -> Task:
-        """What this stage, the last, says of the training rows, for a student to learn from."""
+        """The outputs of this stage on the training rows, as a student needs them."""
         layers = student.state_layers
         return Task(
             title=f"{self.title}: answering the training rows",
@@ -157,33 +175,34 @@ class StageJob:
         )
 
     def folds(self) -> Iterator[Task]:
-        """The trainings that :meth:`difficulty` is put together from."""
+        """The held-out answers that :meth:`difficulty` is computed from."""
         recipe = self._job.recipe
         for seed in range(recipe.difficulty_seeds):
             for fold in range(recipe.folds):
                 yield self._fold(seed, fold)
 
     def difficulty(self) -> Difficulty:
-        """How hard the training rows are for this stage, once :meth:`folds` are done."""
-        truth, seeds = self._label_ids(), self._job.recipe.difficulty_seeds
-        wrong = np.zeros((len(truth), seeds), dtype=np.bool_)
-        settings = []
-        for task in self.folds():
-            rows, found = np.load(self._path(task) / _ANSWERS)
-            wrong[rows, task.settings["fold_seed"]] = found != truth[rows]
-            settings.append(dict(task.settings))
-        return Difficulty(wrong, self._job.recipe.difficulty, fingerprint({"folds": settings}))
+        """Difficulty of the training rows for this stage, once :meth:`folds` are done.
+
+        Raises:
+            ArtifactError: a finished fold holds answers to other rows.
+        """
+        recipe = self._job.recipe
+        seeds = range(recipe.difficulty_seeds)
+        wrong = cross_fit(self._label_ids(), self._fold_answers, folds=recipe.folds, seeds=seeds)
+        settings = [dict(task.settings) for task in self.folds()]
+        return Difficulty(wrong, recipe.difficulty, fingerprint({"folds": settings}))
 
     @property
     def state_layers(self) -> int:
-        """Layers whose hidden states are matched with the last stage's."""
+        """Number of layers whose hidden states are matched with the last stage's."""
         return self.source.layers if self.objective.needs_states else 0
 
     def refuse_unfit_arguments(self) -> None:
-        """Refuse values that ``TrainingArguments`` does not take, or that train nothing.
+        """Check the values of ``TrainingArguments``.
 
         Raises:
-            InputError: with the reason.
+            InputError: ``TrainingArguments`` rejects a value, or a value is out of its range.
         """
         try:
             arguments = self._arguments(Path())
@@ -192,8 +211,8 @@ class StageJob:
                 reporter()
         except (TypeError, ValueError, ImportError, RuntimeError) as error:
             raise InputError(
-                f"{self.title}: TrainingArguments refuses {dict(self._own_arguments())} "
-                f"({first_line(error)}); mend them"
+                f"{self.title}: TrainingArguments rejects {dict(self._own_arguments())} "
+                f"({first_line(error)}); fix these values"
             ) from None
         for name, least in _LEAST.items():
             value = getattr(arguments, name)
@@ -208,10 +227,10 @@ class StageJob:
             )
         if self._job.recipe.paired_batches and arguments.per_device_train_batch_size == 1:
             raise InputError(
-                f"{self.title}: a batch of 1 row cannot hold a pair; use batches of 2 rows or more"
+                f"{self.title}: a batch of 1 row has no pair; use batches of at least 2 rows"
             )
 
-    # What the results depend on
+    # What the results depend on.
 
     def _settings(self) -> dict[str, Any]:
         settings = self._base_settings() | {"objective": self.objective.settings()}
@@ -224,7 +243,7 @@ class StageJob:
         return settings
 
     def _base_settings(self) -> dict[str, Any]:
-        """What every training of the stage depends on, whatever its loss."""
+        """What every training of the stage depends on, with any loss."""
         values: dict[str, Any] = {}
         if not self.source.is_linear:
             values = self._arguments(Path()).to_dict()  # type: ignore[no-untyped-call]
@@ -237,8 +256,8 @@ class StageJob:
         }
 
     def _selection(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What decides which of a training's checkpoints is kept, where one is chosen."""
-        # A callback with a state may stop a training; the others are taken to watch it.
+        """What decides which checkpoint of a training is kept, if one is chosen."""
+        # A callback with a state may stop a training; the others only observe it.
         stopping = [c for c in self._job.callbacks if isinstance(c, ExportableState)]
         if self.source.is_linear or not (stopping or arguments["load_best_model_at_end"]):
             return {}
@@ -271,7 +290,7 @@ class StageJob:
     def _path(self, task: Task) -> Path:
         return self._job.parts.path(task.name, task.settings)
 
-    # Doing it
+    # The tasks themselves.
 
     def _train(self, result: Path, scratch: Path, advance: Advance) -> None:
         objective, teacher = self.objective, None
@@ -319,7 +338,7 @@ class StageJob:
             args=arguments,
             resume=True,
             progress=_shares(advance, len(rows) * arguments.num_train_epochs),
-            # A state, such as of early stopping, must not go from one training to the next.
+            # State, for example of early stopping, must not carry over to the next training.
             callbacks=[
                 copy.deepcopy(callback) if isinstance(callback, ExportableState) else callback
                 for callback in self._job.callbacks
@@ -340,6 +359,17 @@ class StageJob:
         if out.states is not None:
             np.save(result / _STATES, out.states)
 
+    def _fold_answers(
+        self, _train: Positions, held_out: Positions, seed: int, fold: int
+    ) -> NDArray[np.int64]:
+        path = self._path(self._fold(seed, fold)) / _ANSWERS
+        rows, answers = np.load(path)
+        if not np.array_equal(rows, held_out):
+            raise ArtifactError(
+                f"{path.parent}: holds answers to other rows; remove this folder and train again"
+            )
+        return np.asarray(answers, dtype=np.int64)
+
     def _fold(self, seed: int, fold: int) -> Task:
         recipe = self._job.recipe
         objective = recipe.objective.plain()
@@ -347,19 +377,19 @@ class StageJob:
 
         def make(result: Path, scratch: Path, advance: Advance) -> None:
             rows = self._job.train
-            seen, unseen = cut(self._label_ids(), recipe.folds, seed)[fold]
+            train, held_out = split_folds(self._label_ids(), recipe.folds, seed)[fold]
             copied = scratch / "copy"
             self._fit(
-                rows.take(seen),
+                rows.take(train),
                 copied,
                 scratch,
                 advance,
                 objective=objective,
                 seed=seed,
-                row_numbers=seen.tolist(),
+                row_numbers=train.tolist(),
             )
-            found = self._outputs(copied, rows.take(unseen)).logits.argmax(axis=1)
-            np.save(result / _ANSWERS, np.stack([unseen, found]))
+            found = self._outputs(copied, rows.take(held_out)).logits.argmax(axis=1)
+            np.save(result / _ANSWERS, np.stack([held_out, found]))
 
         return Task(
             title=f"{self.title}: difficulty, fold {fold + 1} of {recipe.folds}, "
@@ -376,7 +406,7 @@ class StageJob:
 
 
 def _shares(advance: Advance, whole: float) -> Callable[[int], None]:
-    """Counts of rows to shares of ``whole``."""
+    """A function that turns counts of rows into shares of ``whole``."""
     done = 0
 
     def count(more: int) -> None:

@@ -1,8 +1,8 @@
-"""CascadeTrainer: labelled rows and pre-trained checkpoints to a tuned cascade.
+"""CascadeTrainer: from labelled rows and pre-trained checkpoints to a tuned cascade.
 
-A training is a list of parts: the last stage, what it says of the training rows, every fold of
-every stage's difficulty, every other stage. Each is kept when it is done, by the fingerprint of
-all that it depends on, so that a training which is cut off goes on where it was.
+A training is a list of parts: the last stage, its outputs on the training rows, the folds of every
+other stage's difficulty, and the other stages. A finished part is kept under the fingerprint of
+everything that it depends on, so that an interrupted training continues where it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cascadebert.training.recipe import Recipe
 from cascadebert.training.stage_job import Job, StageJob, Task
 
 PlanProgress = Callable[[str, float], object]
-"""Called with what is being done, and the share of the whole that is done, 0 to 1."""
+"""Called with the current task and the share of the work done, 0 to 1."""
 
 DEFAULT_OUTPUT = "cascadebert_output"
 PARTS, DIFFICULTY, LOG_FILE = "parts", "difficulty", "log.txt"
@@ -43,36 +43,53 @@ logger = logging.getLogger("cascadebert.training")
 
 
 class CascadeTrainer:
-    """Trains the stages of a cascade, and calibrates and tunes it.
+    """Trains, calibrates and tunes a cascade.
 
     Args:
-        stages: pre-trained checkpoints, small to large: folders or hub names; "linear" for the
-            linear stage.
-        args: ``TrainingArguments`` of every stage. By default 3 epochs, with a learning rate by
-            each encoder's width.
-        train_dataset: labelled rows, see :func:`~cascadebert.rows.rows.as_rows`.
-        eval_dataset: other labelled rows: the calibrations and thresholds come from them.
-        recipe: the loss and what it needs.
-        target: what the thresholds are chosen for, one or several at once; by default at most
-            half a point of accuracy.
-        cost: "seconds", "flops" or "layers", as in :meth:`Cascade.tune`.
-        output_dir: where finished parts, difficulties and the log are kept; by default
+        stages: names pre-trained checkpoints, small to large: folders, hub names, or "linear" for
+            the linear stage.
+        args: sets ``TrainingArguments`` of every stage; by default 3 epochs, with a learning rate
+            by each encoder's width.
+        train_dataset: gives labelled training rows: :class:`~cascadebert.Rows`, dicts or a data
+            set of ``datasets``.
+        eval_dataset: gives other labelled rows for calibration and thresholds.
+        recipe: sets the loss and what it needs, see :class:`~cascadebert.Recipe`.
+        target: sets one or more targets for the thresholds; by default an accuracy drop of at
+            most 0.005.
+        cost: names the cost: "seconds", "flops" or "layers", as in :meth:`Cascade.tune`.
+        output_dir: names the folder for finished parts, difficulties and the log; by default
             ``args.output_dir``, or "cascadebert_output".
-        callbacks: for transformers' Trainer, of every stage. Those with a state to be saved
-            (``ExportableState``, such as early stopping) are copied for each, and count among
-            what a stage depends on; the others are taken to watch only.
-        progress: called with what is being done and the share of the whole that is done.
+        callbacks: are passed to transformers' Trainer for every stage. A callback with a saved
+            state (``ExportableState``, for example early stopping) is copied for each stage, and
+            its arguments are part of the stage's fingerprint; other callbacks only observe.
+        progress: is called with the current task and the share of the work done, 0 to 1.
 
     Attributes:
         labels: label names, sorted.
-        policy: from tuning, after :meth:`train`.
-        difficulties: by stage number, after :meth:`train` with the loss "dar".
-        report: plain values of what was done and measured, after :meth:`train`.
+        policy: thresholds and certificate, after :meth:`train`.
+        difficulties: difficulty by stage number, after :meth:`train` with the loss "dar".
+        report: what was done and measured, as plain values, after :meth:`train`.
 
     Raises:
-        InputError: rows, stages or settings that cannot be trained with; nothing has been
-            trained then.
-        ArtifactError: a checkpoint that cannot be opened, or has no tokenizer.
+        InputError: rows, stages or settings are invalid; nothing has been trained then.
+        ArtifactError: a checkpoint cannot be opened or has no tokenizer.
+
+    Examples:
+        >>> import tempfile
+        >>> from cascadebert import Rows
+        >>> texts = [f"{word} film {number}" for number in range(20) for word in ("good", "bad")]
+        >>> labels = ["yes", "no"] * 20
+        >>> trainer = CascadeTrainer(
+        ...     ["linear"],
+        ...     train_dataset=Rows(texts[:30], None, labels[:30]),
+        ...     eval_dataset=Rows(texts[30:], None, labels[30:]),
+        ...     cost="flops",
+        ...     output_dir=tempfile.mkdtemp(),
+        ... )
+        >>> trainer.train().predict(["a good film"]).labels
+        array(['yes'], dtype='<U3')
+        >>> trainer.report["tuning"]["accuracy"]
+        1.0
     """
 
     def __init__(
@@ -91,14 +108,13 @@ class CascadeTrainer:
     ) -> None:
         if train_dataset is None or eval_dataset is None:
             raise InputError(
-                "training needs rows to train on and other rows to calibrate and tune on; "
-                "give train_dataset and eval_dataset"
+                "training needs rows to train on and other rows to calibrate and tune on; give "
+                "train_dataset and eval_dataset"
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a cascade is trained by one process, "
-                "which uses all the GPUs that it sees; start it without torchrun or accelerate "
-                "launch"
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a cascade is trained by one process on "
+                "all visible GPUs; start it without torchrun or accelerate launch"
             )
         refuse_unknown_cost(cost)
         self._recipe = recipe or Recipe()
@@ -132,10 +148,10 @@ class CascadeTrainer:
         self.report: dict[str, Any] = {}
 
     def train(self) -> Cascade:
-        """Do whatever is not done yet, and make the cascade.
+        """Train what is not finished, and build the cascade.
 
         Raises:
-            TrainingError: a loss that is not finite.
+            TrainingError: a loss is not finite.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with _log_to(self._folder / LOG_FILE):
@@ -143,7 +159,7 @@ class CascadeTrainer:
             self._run(list(self._plan()))
             self._keep_difficulties()
             stages = [*self._smaller, self._last]
-            self._tell("exporting the stages", 1.0)
+            self._announce("exporting the stages", 1.0)
             quantise = self._recipe.quantise and len(self._job.train) >= FEWEST_ROWS
             if quantise != self._recipe.quantise:
                 logger.info("too few training rows to quantise on (%d)", len(self._job.train))
@@ -153,7 +169,7 @@ class CascadeTrainer:
                 rows=self._job.train,
                 quantise=quantise,
             )
-            self._tell("calibrating and tuning", 1.0)
+            self._announce("calibrating and tuning", 1.0)
             cascade.tune(
                 self._job.validation,
                 self._target,
@@ -168,7 +184,7 @@ class CascadeTrainer:
         return cascade
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that the result depends on."""
+        """SHA-256 of everything that the result depends on, in hexadecimal."""
         return fingerprint(
             {
                 "parts": [[task.name, dict(task.settings)] for task in self._plan()],
@@ -184,7 +200,7 @@ class CascadeTrainer:
         yield self._last.training()
         taught = set()
         for stage in self._smaller:
-            # Of a linear stage too, though it does not learn from it: others may ask.
+            # Of linear stages too: their difficulty is reported, though not trained with.
             if self._recipe.objective.needs_difficulty:
                 yield from stage.folds()
             if stage.objective.needs_teacher and stage.state_layers not in taught:
@@ -195,11 +211,11 @@ class CascadeTrainer:
     def _run(self, tasks: Sequence[Task]) -> None:
         todo = [task for task in tasks if not self._parts.has(task.name, task.settings)]
         if len(todo) < len(tasks):
-            logger.info("%d of %d parts are done already", len(tasks) - len(todo), len(tasks))
+            logger.info("%d of %d parts are finished already", len(tasks) - len(todo), len(tasks))
         whole, before = sum(task.work for task in todo), 0.0
         for number, task in enumerate(todo, start=1):
             title = f"[{number}/{len(todo)}] {task.title}"
-            self._tell(title, before / whole)
+            self._announce(title, before / whole)
             seconds = self._do(task, title, before / whole, task.work / whole)
             logger.info("[%d/%d] done in %.0f s", number, len(todo), seconds)
             before += task.work
@@ -218,7 +234,7 @@ class CascadeTrainer:
             raise type(error)(f"{task.title}: {error}") from None
         return read_part(folder).seconds
 
-    def _tell(self, what: str, share: float) -> None:
+    def _announce(self, what: str, share: float) -> None:
         logger.info("%s", what)
         self._progress(what, share)
 
@@ -231,7 +247,7 @@ class CascadeTrainer:
             name = f"{stage.source.name}-{difficulty.fingerprint[:16]}"
             difficulty.save(self._folder / DIFFICULTY / name, self._job.train)
             share = 100 * difficulty.wrong.mean()
-            logger.info("%s: wrong on %.1f %% of the rows it had not seen", stage.title, share)
+            logger.info("%s: wrong on %.1f %% of the held-out rows", stage.title, share)
 
     def _refuse_unfit_settings(self) -> None:
         stages = len(self._smaller) + 1
@@ -239,8 +255,8 @@ class CascadeTrainer:
             unknown = sorted(set(settings) - set(TrainingArguments.__dataclass_fields__))
             if not 1 <= number <= stages or unknown:
                 raise InputError(
-                    f"stage_arguments has {dict(settings)} for stage {number}; there are stages 1 "
-                    f"to {stages}, and names as in transformers.TrainingArguments"
+                    f"stage_arguments has {dict(settings)} for stage {number}; give stages 1 to "
+                    f"{stages}, and names as in transformers.TrainingArguments"
                 )
         for stage in (*self._smaller, self._last):
             stage.refuse_unfit_arguments()
@@ -276,13 +292,20 @@ class CascadeTrainer:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove trained stages and whatever is unfinished; logs, answers and difficulties stay."""
+    """Remove trained stages and unfinished parts; keep logs, answers and difficulties.
+
+    Args:
+        folder: names the ``output_dir`` of a training.
+
+    Examples:
+        >>> remove_parts(Path("no-such-folder"))
+    """
     Parts(folder / PARTS).remove_weights()
 
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Let this package's log of trainings go to a file too."""
+    """Copy this package's log of trainings to a file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
