@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from cascadebert.cli.train import train
+from cascadebert.cli.train import DarScore, LossOptions, RecipeOptions, TrainerOptions, train
 from cascadebert.training.recipe import Recipe
 from conftest import CORPUS, LABELS, Run, make_checkpoint
 
@@ -64,7 +65,7 @@ def test_trains_measures_and_reports(run: Run, place: Path, tmp_path: Path) -> N
         tmp_path / "again.json", "--work", tmp_path / "work", "--calibration", "vector",
         "--arg", "gradient_accumulation_steps=2", "--class-weights", "bad=1,fair=2,good=3",
     )  # fmt: skip
-    assert "done already" in again.out
+    assert "already done" in again.out
     other = json.loads((tmp_path / "again.json").read_text())
     assert other["test_rows"] != report["test_rows"]
     assert other["parts"] == report["parts"]
@@ -81,9 +82,9 @@ def test_trains_measures_and_reports(run: Run, place: Path, tmp_path: Path) -> N
         (["--epochs", "0"], "num_train_epochs is 0.0; give a number above 0"),
         (["--learning-rate", "fast"], "--learning-rate 'fast': give one number"),
         (["--batch-size", "-1"], "per_device_train_batch_size is -1"),
-        (["--arg", "bf16"], "--arg 'bf16' is not name=value"),
+        (["--arg", "bf16"], "--arg 'bf16' is invalid; give name=value"),
         (["--arg", "no_such=1"], "names as in transformers.TrainingArguments"),
-        (["--class-weights", "good=1,bad"], "is not name=weight"),
+        (["--class-weights", "good=1,bad"], "or name=weight"),
         (["--class-weights", "good=1"], "class_weights names"),
         (["--max-length", "2"], "max_length is 2"),
         (["--folds", "1"], "1 folds and 1 seeds"),
@@ -149,5 +150,46 @@ def test_an_output_folder_with_something_else_in_it(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_the_default_loss_is_that_of_the_recipe() -> None:
-    assert inspect.signature(train).parameters["loss"].default == Recipe().objective.name
+def test_defaults_are_those_of_the_recipe() -> None:
+    recipe = Recipe()
+    assert LossOptions().objective() == recipe.objective
+    for name, value in asdict(RecipeOptions()).items():
+        assert value == getattr(recipe, name)
+    assert inspect.signature(train).parameters["loss"].default == recipe.objective.name
+
+
+def test_options_reach_the_objective() -> None:
+    options = LossOptions(
+        loss="dar+gatekeeper",
+        dar_weight=0.1,
+        dar_margin=0.2,
+        dar_score=DarScore.log_odds,
+        gatekeeper_alpha=0.3,
+        label_smoothing=0.4,
+        class_weights="no=1,yes=2.5",
+    )
+    settings = options.objective().settings()
+    assert settings == {
+        "name": "dar+gatekeeper",
+        "label_smoothing": 0.4,
+        "class_weights": {"no": 1.0, "yes": 2.5},
+        "dar_weight": 0.1,
+        "dar_margin": 0.2,
+        "dar_score": "log_odds",
+        "gatekeeper_alpha": 0.3,
+        "gatekeeper_start": 0.5,
+    }
+    assert type(settings["dar_score"]) is str
+
+
+def test_arguments_of_each_stage() -> None:
+    options = TrainerOptions(epochs="4,2", batch_size="8", seed=3, arg=["bf16=false", "optim=sgd"])
+    common = {"seed": 3, "bf16": False, "optim": "sgd", "per_device_train_batch_size": 8}
+    assert options.stage_arguments(2) == {
+        1: common | {"num_train_epochs": 4.0},
+        2: common | {"num_train_epochs": 2.0},
+    }
+    assert options.callbacks() == []
+    stopping = TrainerOptions(early_stopping=2)
+    assert stopping.stage_arguments(1)[1]["load_best_model_at_end"]
+    assert [callback.early_stopping_patience for callback in stopping.callbacks()] == [2]

@@ -84,14 +84,11 @@ class LossTerm:
         return ()
 
     def add(self, loss: Tensor, batch: Batch) -> Tensor:
-        """Add the term to a loss.
+        """The scalar loss with this term.
 
         Args:
             loss: gives the scalar loss of the terms before this one.
             batch: holds the rows.
-
-        Returns:
-            The scalar loss with this term.
         """
         raise NotImplementedError
 
@@ -148,14 +145,11 @@ class CrossEntropy(LossTerm):
         )
 
     def weights(self, labels: Sequence[str], names: Sequence[str]) -> Tensor | None:
-        """Weight of each class.
+        """Weight of each class, float32 of shape (classes,), or None.
 
         Args:
             labels: gives the label of each training row.
             names: gives the label names in the order of the logits.
-
-        Returns:
-            float32 of shape (classes,), or None without class weights.
 
         Raises:
             InputError: the weights and ``names`` do not have the same labels.
@@ -220,18 +214,14 @@ class Gatekeeper(LossTerm):
         Args:
             logits: holds the logits, float of shape (rows, classes).
             labels: holds the class indices, int64 of shape (rows,).
-
-        Returns:
-            A scalar.
         """
         log_p = logits.log_softmax(dim=1)
         right = (logits.argmax(dim=1) == labels).float()
         cross_entropy = functional.nll_loss(log_p, labels, reduction="none")
         classes = torch.tensor(float(logits.shape[1]), device=logits.device)
         to_uniform = (log_p.exp() * log_p).sum(dim=1) + classes.log()
-        return (
-            self.alpha * right * cross_entropy + (1 - self.alpha) * (1 - right) * to_uniform
-        ).mean()
+        sharpen, flatten = right * cross_entropy, (1 - right) * to_uniform
+        return (self.alpha * sharpen + (1 - self.alpha) * flatten).mean()
 
 
 @dataclass(frozen=True)
@@ -252,10 +242,8 @@ class Distillation(LossTerm):
         InputError: a value is out of its range.
 
     Examples:
-        >>> Distillation(hidden_weight=1.0).needs
-        ('teacher_logits', 'teacher_states')
-        >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
-        >>> batch = Batch(logits, labels, teacher_logits=logits)
+        >>> logits = torch.tensor([[2.0, 0.0]])
+        >>> batch = Batch(logits, torch.tensor([0]), teacher_logits=logits)
         >>> Distillation(weight=1.0).add(torch.tensor(5.0), batch).item()
         0.0
     """

@@ -55,6 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("paired_batches", "quantise", "folds", "difficulty_seeds", "max_length"):
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("difficulty", "calibration"):
+            object.__setattr__(self, name, str(getattr(self, name)))
         stage_arguments = {
             python_value(number): {name: python_value(value) for name, value in arguments.items()}
             for number, arguments in self.stage_arguments.items()
