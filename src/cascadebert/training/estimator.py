@@ -125,7 +125,10 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         out = self.cascade_.predict(_listed(X))
         labels: NDArray[Any] = self.classes_[self._in_own_order(out.probabilities).argmax(axis=1)]
-        return np.where(out.abstained, None, labels) if out.abstained.any() else labels
+        if out.abstained.any():
+            labels = labels.astype(object)
+            labels[out.abstained] = None
+        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Predict the probability of each class.
