@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kendalltau
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
@@ -36,10 +37,38 @@ def test_dis_by_its_definition(rows: list[tuple[float, int]]) -> None:
     assert math.isnan(value) if count == 0 else value == pytest.approx(100 * credit / count)
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 3), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_dis_of_many_levels_by_its_definition(
+    rows: int, levels: int, decimals: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    confidence, difficulty = random.random(rows).round(decimals), random.integers(0, levels, rows)
+    is_pair = difficulty[:, None] < difficulty
+    above = (confidence[:, None] > confidence) + 0.5 * (confidence[:, None] == confidence)
+    value = dis(confidence, difficulty / 7)
+    if is_pair.any():
+        assert value == pytest.approx(100 * above[is_pair].mean())
+    else:
+        assert math.isnan(value)
+
+
+def test_dis_of_as_many_levels_as_rows_is_kendalls_tau() -> None:
+    """A quadratic algorithm takes minutes for as many rows."""
+    random = np.random.default_rng(0)
+    difficulty = random.random(200_000)
+    confidence = random.normal(size=200_000) - difficulty
+    assert dis(confidence, difficulty) == pytest.approx(
+        50 * (1 - kendalltau(confidence, difficulty).statistic)
+    )
+
+
 def test_dis_of_right_and_wrong_is_auroc() -> None:
     random = np.random.default_rng(0)
     confidence, wrong = random.normal(size=500).round(1), random.random(500) < 0.3
     assert dis(confidence, wrong) == pytest.approx(100 * roc_auc_score(~wrong, confidence))
+    assert dis([-np.inf, 0.0, np.inf], [2, 1, 0]) == 100
+    assert math.isnan(dis([], []))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
@@ -106,7 +135,7 @@ def test_probability_scores_are_scikit_learns() -> None:
 def test_confidence_and_correct_must_fit(metric: Callable[..., float]) -> None:
     with pytest.raises(InputError, match=r"shape \(2,\), correct \(3,\)"):
         metric([0.1, 0.2], [1, 0, 1])
-    with pytest.raises(InputError, match="one row at least"):
+    with pytest.raises(InputError, match="at least one row"):
         metric([], [])
 
 
