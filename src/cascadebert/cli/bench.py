@@ -130,7 +130,7 @@ def _print(result: BenchResult) -> None:
     console.output.print(speed_table(result))
     console.output.print(process_table(result))
     for line in _notes(result):
-        console.say(line)
+        console.say(console.escaped(line))
 
 
 def _notes(result: BenchResult) -> Iterator[str]:

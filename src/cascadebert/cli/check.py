@@ -79,7 +79,7 @@ def check(
     console.write_json(json_file, values)
     for finding in findings:
         mark = "ok    " if finding.passed else "FAILED"
-        console.say(f"{mark} {finding.what}: {finding.detail}")
+        console.say(console.escaped(f"{mark} {finding.what}: {finding.detail}"))
     if not passed:
         raise typer.Exit(1)
 

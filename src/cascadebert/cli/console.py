@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from cascadebert.rows.rows import Rows
 
 output = Console()
 errors = Console(stderr=True)
+# Characters that turn the direction of the text after them.
+_DIRECTIONS = ("LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 CascadeFolder = Annotated[
     str, typer.Argument(metavar="DIR", help="Folder or hub name of a cascade.")
@@ -108,6 +111,20 @@ def rows_for(cascade: Cascade, data: str, names: Columns, with_labels: bool = Tr
 def say(text: str) -> None:
     """Print plain text, paths and all, as it is."""
     output.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def escaped(text: object) -> str:
+    r"""Escape control characters and changes of direction, so that a terminal shows them.
+
+    >>> print(escaped("a\x1b[31m\tb"))
+    a\x1b[31m\tb
+    """
+    return "".join(char if _is_safe(char) else ascii(char)[1:-1] for char in str(text))
+
+
+def _is_safe(char: str) -> bool:
+    hidden = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+    return not hidden and unicodedata.bidirectional(char) not in _DIRECTIONS
 
 
 def refuse_targets(source: str, *targets: str | Path | None) -> None:

@@ -47,6 +47,8 @@ def demo(
         f"\nThe task: the topic of one sentence of a news article, {evaluation.rows:,} test rows."
     )
     console.output.print(evaluation_table(evaluation))
+    names = (result.cascade, result.validation, result.test, result.picture)
+    cascade, validation, test, picture = map(console.escaped, names)
     low, high = evaluation.speedup_measured_range
     console.say(
         f"The cascade is {evaluation.speedup_measured:.2f} times as fast as its last stage alone "
@@ -54,10 +56,10 @@ def demo(
         f"{100 * evaluation.accuracy_drop:.2f} points of accuracy; on the "
         f"{policy.rows:,} tuning rows it was "
         f"{100 * policy.certificate.accuracy_drop:.2f}, at most 1 was asked for.\n"
-        f"The frontier as a picture: {result.picture}\n"
+        f"The frontier as a picture: {picture}\n"
         f"Done in {time.perf_counter() - start:.0f} s. Next:\n\n"
-        f"  cascadebert tune {result.cascade} --data {result.validation} --max-drop 0.02\n"
-        f"  cascadebert evaluate {result.cascade} --data {result.test}\n"
-        f"  cascadebert report {result.cascade} --data {result.test}\n"
-        f"  cascadebert predict {result.cascade} --input {result.test} --output answers.jsonl\n",
+        f"  cascadebert tune {cascade} --data {validation} --max-drop 0.02\n"
+        f"  cascadebert evaluate {cascade} --data {test}\n"
+        f"  cascadebert report {cascade} --data {test}\n"
+        f"  cascadebert predict {cascade} --input {test} --output answers.jsonl\n",
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from cascadebert.cascade import Cascade
 from cascadebert.cli import console
@@ -67,7 +68,7 @@ def evaluation_table(result: Evaluation) -> Table:
     lines: list[tuple[str, Evaluation | StageEvaluation, str]] = [("cascade", result, answers)]
     for name, measured, share in lines + alone:
         table.add_row(
-            name,
+            Text(console.escaped(name)),
             f"{measured.accuracy:.4f}",
             f"{result.rows / measured.seconds:,.0f}",
             share,

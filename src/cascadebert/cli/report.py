@@ -51,7 +51,7 @@ def report(
     rows = console.rows_for(cascade, data, names)
     with console.progress_bar("running every stage", len(rows) * len(cascade.stages)) as progress:
         write_report(cascade, rows, target, title=_title(cascade_folder), progress=progress)
-    console.say(f"wrote {target}")
+    console.say(f"wrote {console.escaped(target)}")
 
 
 def _own_place(folder: Path, data: str) -> Path:
