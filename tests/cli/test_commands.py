@@ -161,7 +161,7 @@ BAD_CALLS = [
     (("check", "{dir}", "--level", "2"), "a level of 2.0"),
     (("check", "{dir}/stages"), "not a cascade"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
-    (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "not a share of rows above 0"),
+    (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "is not above 0 and below 1"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1"),
      "40 rows, 8 of them independent, are too few"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--text-pair-column", "x"),

@@ -429,7 +429,7 @@ def test_what_cannot_be_built_is_refused(checkpoints: dict[str, Path]) -> None:
         PABEE(checkpoints["electra"], fine_tuned=True).fit(ROWS)
     with pytest.raises(InputError, match="the layers of 'distilbert' are not known"):
         PABEE(checkpoints["distilbert"], fine_tuned=True).fit(ROWS)
-    with pytest.raises(InputError, match=r"labels \['none'\] are in the rows and not among"):
+    with pytest.raises(InputError, match=r"labels \['none'\] are in the rows but not in"):
         PABEE(checkpoints["bert"], fine_tuned=True).fit(Rows(["a"], None, ["none"]))
     with pytest.raises(InputError, match="exits cannot read 'max'; give one of first, mean"):
         PABEE(checkpoints["bert"], pooling="max").fit(ROWS)

@@ -162,5 +162,5 @@ def test_training(checkpoints: dict[str, Path]) -> None:
     with torch.inference_mode():
         logits = rival.model(**inputs_of(folder)).logits
     assert np.isfinite(logits.numpy()).all()
-    with pytest.raises(InputError, match="not among the given"):
+    with pytest.raises(InputError, match="are in the rows but not in"):
         MoEBERT(folder).fit(Rows(CORPUS[:1], None, ["unheard of"]))
