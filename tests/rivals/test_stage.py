@@ -121,7 +121,7 @@ def test_a_stage_of_another_cascade_is_refused(checkpoints: dict[str, Path]) -> 
     turned._columns = turned._columns[::-1]
     with pytest.raises(LabelMismatchError, match="take a stage of this cascade"):
         cascade.with_stages([turned])
-    with pytest.raises(InputError, match="a cascade needs a stage"):
+    with pytest.raises(InputError, match="a cascade needs at least one stage"):
         cascade.with_stages([])
 
 

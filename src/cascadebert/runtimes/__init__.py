@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadebert.errors import CascadeWarning, InputError, MissingDependencyError
+from cascadebert.machine import thread_count
 
 FP32, BF16, INT8 = "fp32", "bf16", "int8"
 AUTO = "auto"
@@ -154,7 +155,7 @@ def refuse_missing_engine(name: str) -> None:
             raise MissingDependencyError(package, f"the runtime '{name}'", extra)
 
 
-def load_runtime(name: str, folder: Path, threads: int) -> Runtime:
+def load_runtime(name: str, folder: Path, threads: int | None = None) -> Runtime:
     """Load the model in ``folder`` with the runtime called ``name``, on so many threads.
 
     Raises:
@@ -163,4 +164,6 @@ def load_runtime(name: str, folder: Path, threads: int) -> Runtime:
     """
     engine, precision = RUNTIMES[name]
     module = importlib.import_module(engine.module)
-    return cast(Runtime, getattr(module, engine.attribute)(folder, precision, threads))
+    return cast(
+        Runtime, getattr(module, engine.attribute)(folder, precision, thread_count(threads))
+    )

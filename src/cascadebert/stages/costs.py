@@ -63,7 +63,7 @@ def refuse_unknown_cost(kind: str) -> None:
         InputError: ``kind`` is not one of :data:`COSTS`.
     """
     if kind not in COSTS:
-        raise InputError(f"no cost is called {kind!r}; there are {', '.join(COSTS)}")
+        raise InputError(f"unknown cost {kind!r}; give one of {', '.join(COSTS)}")
 
 
 def measured_on(runs: Sequence[StageRun]) -> str | None:
