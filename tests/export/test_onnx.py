@@ -156,8 +156,14 @@ def test_no_stages() -> None:
 
 def test_stages_with_broken_weights_say_so(make: Make) -> None:
     cascade = Cascade.from_stages([make("a")])
-    broken = np.full((1, 3), np.nan, dtype=np.float32)
-    cascade.stages[0].model = lambda _: lambda: broken
+
+    class Broken:
+        token_budgets = (512, 1024)
+
+        def __call__(self, batch: Any) -> Any:
+            return lambda: np.full((len(batch["input_ids"]), 3), np.nan, dtype=np.float32)
+
+    cascade.stages[0].model = Broken()
     with pytest.raises(Exception, match="logits that are not finite for row 0"):
         cascade.predict(["a"])
 

@@ -62,9 +62,9 @@ def test_seconds_of_another_machine_are_used_and_told_of(make: Make) -> None:
         cascade.tune(Rows(TEXTS), MinAgreement(0.5), confidence=None)
 
 
-def test_no_rows_to_time() -> None:
+def test_no_rows_to_time(cascade: Cascade) -> None:
     with pytest.raises(InputError, match="no rows to time the stages on"):
-        Cascade.measure_speed(object(), [])  # type: ignore[arg-type]
+        cascade.measure_speed([])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from cascadebert.disk import CONFIG_FILE, WEIGHTS_FILE
 from cascadebert.errors import ArtifactError, InputError
@@ -182,6 +181,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
+    from safetensors.numpy import load_file
+
     try:
         tensors: dict[str, NDArray[Any]] = load_file(path)
         missing = {"buckets", "rarity", "weights", "bias"} - set(tensors)
