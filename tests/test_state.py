@@ -57,7 +57,7 @@ def tuned(saved: Path) -> Cascade:
 
 def test_threads_get_their_own_rows_under_one_routing_each(saved: Path) -> None:
     cascade = Cascade.from_pretrained(saved)
-    routings = [(0.0, 1.0), (1.0, 1.0), (1.0, 0.0)]
+    routings = [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
     own = [ROWS[i::8] for i in range(8)]
     expected = [[cascade.with_thresholds(t).predict(rows) for t in routings] for rows in own]
     done = threading.Event()
@@ -360,7 +360,7 @@ ODD: list[Any] = ["good", "", None, "fine \n", 3, " ", "\ud800", "last"]
     [
         ODD,
         [None, *ODD],
-        [{"text": text} for text in ODD] + [{}, "a"],
+        [{"text": text} for text in ODD] + [{}, 7],
         [(text, "second") for text in ODD] + [("a",), ("a", None)],
     ],
 )

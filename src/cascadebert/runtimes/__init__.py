@@ -150,9 +150,16 @@ def refuse_missing_engine(name: str) -> None:
     """
     engine, _ = RUNTIMES[name]
     for package in engine.needs:
-        if importlib.util.find_spec(package) is None:
+        if not _is_installed(package):
             extra = "train" if engine.package == "torch" else engine.package
             raise MissingDependencyError(package, f"the runtime '{name}'", extra)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def load_runtime(name: str, folder: Path, threads: int | None = None) -> Runtime:
