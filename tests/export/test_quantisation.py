@@ -177,6 +177,6 @@ def test_a_cache_that_cannot_be_written_to_stops_nothing(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CASCADEBERT_CACHE", str(tmp_path / "file"))
-    with pytest.warns(CascadeWarning, match="let CASCADEBERT_CACHE name a folder to write to"):
+    with pytest.warns(CascadeWarning, match="set CASCADEBERT_CACHE to a folder to write to"):
         loaded = Cascade.from_pretrained(quantised, runtime=INT8, preload=True)
     assert np.isfinite(logits_of(loaded)).all()
