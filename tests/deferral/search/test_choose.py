@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from cascadebert import MaxDrop, OperatingPoint, Policy, Speedup, choose_thresholds
+from cascadebert import (
+    MaxDrop,
+    MinAgreement,
+    OperatingPoint,
+    Policy,
+    Speedup,
+    choose_thresholds,
+)
 from cascadebert.deferral.confidence import max_probability_log_odds
 from cascadebert.deferral.targets import Target
 from cascadebert.errors import InputError, TargetError
@@ -201,3 +211,33 @@ def test_unreachable_speedup_says_what_can_be_had() -> None:
     probabilities, labels = synthetic(0, 50, 2)
     with pytest.raises(TargetError, match=r"closest thresholds have the speed-up 4\.0000"):
         choose_thresholds(probabilities, labels, [1, 4], Speedup(5), None)
+
+
+@pytest.mark.parametrize("score", ["max_probability", "entropy", "agreement"])
+def test_a_policy_survives_pickling_and_copying(score: str) -> None:
+    probabilities, labels = synthetic(3, 200, 3)
+    policy = choose_thresholds(probabilities, labels, [1, 3, 10], MinAgreement(0.7), score=score)
+    for again in (pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)):
+        assert again == policy
+        assert again.certificate == policy.certificate
+        np.testing.assert_array_equal(again.apply(probabilities), policy.apply(probabilities))
+
+
+def test_numpy_scalars_give_a_certificate_that_is_json() -> None:
+    probabilities, labels = synthetic(4, 100, 3)
+    targets = [MaxDrop(np.float32(0.25)), Speedup(np.int64(1))]
+    made, plain = (
+        choose_thresholds(probabilities, labels, [1, 3, 10], wanted, confidence, np.int64(1))
+        for wanted, confidence in (
+            (targets, np.float32(0.75)),
+            ([MaxDrop(0.25), Speedup(1)], 0.75),
+        )
+    )
+    assert json.dumps(made.summary(), sort_keys=True) == json.dumps(plain.summary(), sort_keys=True)
+
+
+@pytest.mark.parametrize("confidence", ["0.9", True])
+def test_a_confidence_that_is_no_number(confidence: object) -> None:
+    probabilities, labels = synthetic(4, 30, 2)
+    with pytest.raises(InputError, match="the confidence is"):
+        choose_thresholds(probabilities, labels, [1, 3], MaxDrop(0.1), confidence)  # type: ignore[arg-type]
