@@ -403,3 +403,19 @@ def test_a_classifier_gives_no_label_where_the_cascade_abstains() -> None:
         fitted.cascade_.routing = type(routing)((), (), abstain=0.99999)
         answers = fitted.predict([*texts[:2], "xyz"])
         assert answers[2] is None
+
+
+def test_tuned_before_it_was_ever_saved(make: Make, tmp_path: Path) -> None:
+    with Cascade.from_stages([make("small"), make("large", seed=1)]) as cascade:
+        cascade.tune(Rows(ROWS), MinAgreement(0.2), confidence=0.5, cost="flops")
+        assert cascade.certificate is not None
+        again = Cascade.from_pretrained(cascade.save_pretrained(tmp_path / "saved"))
+    assert again.certificate is not None
+    assert again.fingerprint == again.certificate.artefact_fingerprint
+
+
+def test_a_learned_score_does_not_depend_on_the_batch() -> None:
+    cascade = Cascade.from_pretrained(Path(__file__).parent / "data" / "cascade-learned-score")
+    whole = cascade.predict(ROWS)
+    alone = Prediction.joined([cascade.predict([row]) for row in ROWS])
+    same(whole, alone.numbered(whole.row))

@@ -217,7 +217,8 @@ class ConfidenceScore:
         """
         if self.parameters is not None:
             *weights, bias = self.parameters[stage]
-            result: Floats = output_features(logits) @ np.array(weights) + bias
+            # A matrix product rounds by the number of rows; a sum over each row does not.
+            result: Floats = (output_features(logits) * np.array(weights)).sum(axis=1) + bias
             return result
         return agreement(logits, previous) if self.uses_previous else _OWN_SCORES[self.name](logits)
 

@@ -75,6 +75,10 @@ class StageCost:
     parameters: int
     flops: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        # The fingerprint tells 576 from 576.0, which is what a saved record is read as.
+        object.__setattr__(self, "flops", tuple(map(float, self.flops)))
+
     def row_flops(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """Floating point operations for rows of ``tokens`` tokens each."""
         return polynomial(self.flops, tokens)
