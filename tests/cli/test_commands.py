@@ -39,18 +39,9 @@ def test_the_main_job(run: Run, make: Make, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     small, large = make("small", architecture="distilbert"), make("large", seed=1)
     assert run("build", small, large, "--output", out).code == 0
-    assert run(
-        "tune",
-        out,
-        "--data",
-        rows,
-        "--speedup",
-        1.1,
-        "--confidence",
-        0,
-        "--json",
-        tmp_path / "t.json",
-    ).code in (0, 1)
+    # By counting, as seconds of models this small tell nothing.
+    faster = ("--speedup", 1.1, "--confidence", 0, "--cost", "flops")
+    assert run("tune", out, "--data", rows, *faster).code == 0
     report = tmp_path / "tuned.json"
     assert (
         run(
