@@ -193,7 +193,7 @@ def test_a_broken_promise_and_changed_thresholds(cascade: Cascade, tmp_path: Pat
     page = Page(write_report(says, rows_of(truth.tolist(), says), tmp_path / "r.html"))
     page.check()
     assert "broken for rows like these" in page.words
-    assert "of other stages, labels or thresholds" in page.words
+    assert "have changed since the certificate was made" in page.words
 
 
 def test_not_tuned(cascade: Cascade, tmp_path: Path) -> None:
@@ -388,6 +388,7 @@ def test_price_of_confidence(cascade: Cascade) -> None:
         assert len(costs) == price.draws == 1
         if not price.certified[at]:
             assert costs == (1.0,)
+    assert not price.certified[price.sizes[0], 0.99]
     assert price.costs[price.sizes[0], 0.99] == (1.0,)
     assert price.costs[600, 0.8][0] < 1
     assert price.without is not None

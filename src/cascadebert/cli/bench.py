@@ -1,4 +1,4 @@
-"""``cascadebert bench``: a cascade on the clock, against all that could be used in its place."""
+"""``cascadebert bench``: time a cascade and its alternatives."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="COMMAND",
-            help="Time this shell command too. Rows are written to its standard input as JSONL "
-            '(text, text_pair) and lines {"label": ...} read from its standard output, or where it '
-            "has the placeholders {input} and {output}, in files. Can be repeated.",
+            help="Time this shell command too. It reads rows as JSONL (text, text_pair) from "
+            'standard input and writes one {"label": ...} per line to standard output, or uses '
+            "files in place of {input} and {output}. Can be repeated.",
         ),
     ] = None,
     skip: Annotated[
@@ -46,26 +46,26 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often each contender is timed, in turn.")
+        int, typer.Option(min=1, help="Time each contender this often, in turn.")
     ] = DEFAULT_ROUNDS,
     row_count: Annotated[
         int | None,
         typer.Option(
-            "--rows", min=1, help="Use so many of the rows, evenly drawn.", show_default="all"
+            "--rows", min=1, help="Use this many of the rows, evenly drawn.", show_default="all"
         ),
     ] = None,
     seconds: Annotated[
         float,
         typer.Option(
             min=0.01,
-            help="For a round of a contender; slower ones run on as many of the rows as fit.",
+            help="Limit each round of a contender; slow ones get fewer rows.",
         ),
     ] = DEFAULT_SECONDS,
     calibrate: Annotated[
         bool,
         typer.Option(
             "--calibrate",
-            help="First measure how fast each stage is here, and save that into the cascade.",
+            help="First measure the speed of each stage here, and save it in the cascade.",
         ),
     ] = False,
     json_file: console.JsonFile = None,
@@ -76,9 +76,9 @@ def bench(
     text_pair_column: console.PairColumnName = None,
     label_column: console.LabelColumnName = "label",
 ) -> None:
-    """Time a cascade against its stages alone, other engines, transformers' pipeline and commands.
+    """Time a cascade, its stages alone, other engines, transformers' pipeline and your commands.
 
-    Each has a process of its own, and they are timed in turn. All ratios are against the last stage
+    Each runs in its own process; they are timed in turn. All ratios are against the last stage
     alone.
 
     [bold]Examples[/]
@@ -95,7 +95,9 @@ def bench(
     if picture is not None:
         refuse_picture(picture)
     if calibrate and not Path(cascade_folder).is_dir():
-        raise InputError(f"{cascade_folder} is no folder to save measured speeds in; download it")
+        raise InputError(
+            f"{cascade_folder} is not a folder, so speeds cannot be saved in it; download it first"
+        )
     cascade = Cascade.from_pretrained(cascade_folder)
     names = console.columns(text_column, text_pair_column, label_column)
     rows = console.rows_for(cascade, data, names)
@@ -139,12 +141,12 @@ def _notes(result: BenchResult) -> Iterator[str]:
         "with their range"
     )
     if any(one.kind == COMMAND for one in result.contenders):
-        yield "commands are timed whole, their start included"
+        yield "commands are timed as a whole, including their start"
     bound = result.oracle
     if bound is not None:
         yield (
             f"oracle: accuracy {bound.accuracy:.4f}, ratio {bound.speedup:.2f}, if each of "
-            f"{bound.rows:,} rows ended at the first stage that is right"
+            f"{bound.rows:,} rows exited at the first stage that is right"
         )
     if result.predicted_seconds is not None and result.measured_seconds is not None:
         where = "" if result.predicted_on == result.machine else f" on {result.predicted_on}"
@@ -155,7 +157,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
 
 
 def speed_table(result: BenchResult) -> Table:
-    """Speed and accuracy, a line a contender."""
+    """Speed and accuracy, one line per contender."""
     table = Table(_names(), "rows/s", "ratio", "accuracy", "retained", "rows")
     for one in result.contenders:
         retained = one.accuracy_retained
@@ -172,9 +174,9 @@ def speed_table(result: BenchResult) -> Table:
 
 
 def process_table(result: BenchResult) -> Table:
-    """What each contender takes of the machine; commands, whose insides are not seen, left out."""
+    """Resources of each contender; commands are left out, as they cannot be observed."""
     table = Table(
-        _names(), "rows/s a core", "ms a row, p50 / p95 / p99", "peak MB", "start s", "overhead"
+        _names(), "rows/s per core", "ms per row, p50 / p95 / p99", "peak MB", "start s", "overhead"
     )
     for one in result.contenders:
         if one.kind == COMMAND:

@@ -1,4 +1,4 @@
-"""``cascadebert check``: whether a certificate still holds."""
+"""``cascadebert check``: test whether a certificate still holds."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def check(
         typer.Option(help="Fresh rows to test the certificate on. " + console.ROWS_HELP),
     ] = None,
     level: Annotated[
-        float, typer.Option(help="Chance of a false alarm on rows like the certificate's.")
+        float,
+        typer.Option(help="Probability of a false alarm on rows drawn like the certificate's."),
     ] = DEFAULT_LEVEL,
-    seed: Annotated[int, typer.Option(min=0, help="Of the permutations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the permutations.")] = 0,
     runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
     text_column: console.TextColumnName = "text",
@@ -41,11 +42,10 @@ def check(
     label_column: console.LabelColumnName = "label",
     group_column: console.GroupColumnName = None,
 ) -> None:
-    """Check that a certificate is of what is saved here and of this engine; made for CI.
+    """Check that the certificate matches the saved files and this machine's engine; for CI.
 
-    With --data it is tested on fresh rows too: whether its promises are broken, and whether rows
-    go through the cascade otherwise than the certificate's own did. The exit code is 1 where
-    anything is not as it should be.
+    With --data, also test on fresh rows whether a promise is broken, and whether the rows are drawn
+    like the certificate's own. The exit code is 1 if any check fails.
 
     [bold]Examples[/]
 
@@ -55,8 +55,8 @@ def check(
     """
     if not _LEAST_LEVEL <= level < 1:
         raise InputError(
-            f"a level of {level} is not from {_LEAST_LEVEL} (for less, too few permutations are "
-            "drawn) to 1; 0.05 means 5 %"
+            f"the level {level} is invalid; give one from {_LEAST_LEVEL} (lower ones need more "
+            "permutations) to below 1, such as 0.05 for 5 %"
         )
     console.refuse_targets(data or cascade_folder, json_file)
     tested: RowsCheck | None = None

@@ -1,4 +1,4 @@
-"""``cascadebert demo``: the main job from start to finish."""
+"""``cascadebert demo``: train, tune and measure a small cascade."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cascadebert.errors import InputError, MissingDependencyError
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+    output: Annotated[Path, typer.Option(help="Write everything to this folder.")] = Path(
         "cascadebert-demo"
     ),
 ) -> None:
-    """Fine-tune two models, make them a cascade, tune and measure it: the main job in minutes.
+    """Fine-tune two models, build a cascade from them, tune it and measure it, in minutes.
 
-    Needs the extra 'demo' and no model hub.
+    Needs the extra 'demo', but no model hub.
 
     [bold]Examples[/]
 
@@ -34,7 +34,7 @@ def demo(
         and any(output.iterdir())
         and not (output / "cascade" / RECORD_FILE).exists()
     ):
-        raise InputError(f"{output}: has other files in it; name a new or empty folder")
+        raise InputError(f"{output}: the folder has other files in it; give a new or empty one")
     try:
         from cascadebert.demo.tutorial import run_demo
     except (ModuleNotFoundError, MissingDependencyError) as error:

@@ -1,4 +1,4 @@
-"""``cascadebert evaluate``: a cascade against its last stage alone."""
+"""``cascadebert evaluate``: compare a cascade with its last stage alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def evaluate(
     cascade_folder: console.CascadeFolder,
     data: Annotated[str, typer.Option(help="Labelled rows. " + console.ROWS_HELP)],
     repeats: Annotated[
-        int, typer.Option(min=1, help="How often cascade and last stage are timed, in turn.")
+        int, typer.Option(min=1, help="Time cascade and last stage this often, in turn.")
     ] = 1,
     runtime: console.RuntimeName = AUTO,
     json_file: console.JsonFile = None,
@@ -54,11 +54,13 @@ def evaluate(
         rest = "" if wrong is None else f"; of the others {wrong:.2%} get a wrong one"
         console.output.print(f"{result.abstained:.1%} of the rows get no answer{rest}")
     if result.truncated:
-        console.output.print(f"{result.truncated} rows were longer than the stage reads, and cut")
+        console.output.print(
+            f"{result.truncated} rows were cut to the maximum length of their stage"
+        )
 
 
 def evaluation_table(result: Evaluation) -> Table:
-    """The cascade and each stage alone, a line each."""
+    """One line for the cascade and one per stage alone."""
     table = Table("", "accuracy", "rows/s", "answers", "DIS", "ECE")
     alone: list[tuple[str, Evaluation | StageEvaluation, str]] = [
         (f"{stage.name} alone", stage, f"{share:.1%} of the rows")

@@ -1,4 +1,4 @@
-"""``cascadebert report``: a web page on a cascade and labelled rows."""
+"""``cascadebert report``: write a web page on a cascade and labelled rows."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def report(
     label_column: console.LabelColumnName = "label",
     group_column: console.GroupColumnName = None,
 ) -> None:
-    """Write a web page on a cascade and labelled rows: one file, to be read anywhere.
+    """Write a report on a cascade and labelled rows as one HTML file.
 
-    Certificate and figures, accuracy against cost, what certainty costs, how far confidence can be
-    trusted, where rows end, and the hardest rows with their texts. Needs the extra 'report'.
+    It has the certificate, accuracy against cost, the price of confidence, calibration, where rows
+    end, and the texts of the hardest rows. Needs the extra 'report'.
 
     [bold]Examples[/]
 
@@ -44,7 +44,9 @@ def report(
     if output is not None:
         console.refuse_targets(data, output)
     elif not Path(cascade_folder).is_dir():
-        raise InputError(f"{cascade_folder} is no folder to put a report in; name an --output")
+        raise InputError(
+            f"{cascade_folder} is not a folder, so the report needs a place; give --output"
+        )
     cascade = Cascade.from_pretrained(cascade_folder, runtime=runtime)
     target = output or _own_place(Path(cascade_folder), data)
     names = console.columns(text_column, text_pair_column, label_column, group_column)

@@ -24,12 +24,12 @@ DEFAULT_LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: that thing.
-        passed: whether it is as it should be.
-        detail: what was found, in a sentence.
+        what: what was checked.
+        passed: whether it passed.
+        detail: the reason, in a sentence.
     """
 
     what: str
@@ -39,13 +39,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class PromiseCheck:
-    """One promise against fresh rows.
+    """One promise tested on fresh rows.
 
     Attributes:
-        promise: as it was made.
-        observed: what it is about, as seen in the fresh rows; None where no row tells.
-        broken_p_value: of the null hypothesis that the promise holds for rows like these.
-        kept_p_value: of the null hypothesis that it does not.
+        promise: the promise of the certificate.
+        observed: the promised quantity on the fresh rows; None where it is not defined on them.
+        broken_p_value: p-value of the null hypothesis that the promise holds.
+        kept_p_value: p-value of the null hypothesis that it does not hold.
     """
 
     promise: Promise
@@ -56,14 +56,14 @@ class PromiseCheck:
 
 @dataclass(frozen=True)
 class RowsCheck:
-    """A certificate against fresh rows.
+    """A certificate tested on fresh rows.
 
     Attributes:
-        rows: their number.
-        level: chance of a false alarm, for all together.
-        promises: each promise.
+        rows: number of fresh rows.
+        level: probability of a false alarm in any of the tests.
+        promises: the result for each promise.
         shifts: each comparison with the certificate's own rows.
-        shift_p_value: of all comparisons together.
+        shift_p_value: p-value of all comparisons together.
     """
 
     rows: int
@@ -73,8 +73,8 @@ class RowsCheck:
     shift_p_value: float
 
     def findings(self) -> list[Finding]:
-        """What it comes to: one finding a promise, and one on the shift."""
-        # One half of the level is for the promises, each with its share, one for the shifts.
+        """One finding per promise, and one for the shift."""
+        # The promises share one half of the level, the shifts have the other.
         level = self.level / 2 / max(len(self.promises), 1)
         found = []
         for check in self.promises:
@@ -102,10 +102,10 @@ class RowsCheck:
 
 
 def check_cascade(cascade: Cascade) -> list[Finding]:
-    """Whether what was certified is what is loaded: the artefact, the engine and its versions."""
+    """Compare a loaded cascade with its certificate: artefact, engine and versions."""
     certificate = cascade.certificate
     if certificate is None or certificate.verdict == ESTIMATED:
-        detail = "nothing is promised of these thresholds; run 'cascadebert tune'"
+        detail = "these thresholds have no certificate; run 'cascadebert tune'"
         return [Finding("certificate", False, detail)]
     same = certificate.artefact_fingerprint == cascade.fingerprint
     promised = certificate.verdict != NOT_CERTIFIED
@@ -148,23 +148,22 @@ def check_rows(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> RowsCheck:
-    """Test a certificate on fresh rows, and whether they are like its own.
+    """Test a certificate on fresh rows, and whether they are drawn like its own.
 
     Every stage runs on every row.
 
     Args:
-        cascade: a cascade with a certificate.
-        rows: labelled rows, or rows without labels where the certificate needs none; with groups
-            where its own rows had them, and then one row of each is tested.
-        level: chance of a false alarm.
-        seed: of the order in which rows are bet on, of the rows that stand for their groups, and of
-            the permutations.
-        progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
-            over for every row.
+        cascade: has a certificate.
+        rows: have labels where the certificate needs them, and groups where its own rows had them.
+            One row per group is tested.
+        level: bounds the probability of a false alarm.
+        seed: fixes the order of the rows, the row drawn from each group, and the permutations.
+        progress: is called with the number of rows after each batch; each row counts once per
+            stage.
 
     Raises:
-        InputError: no certificate, unusable rows, the very rows of the certificate, or rows
-            without groups where the certificate is about groups.
+        InputError: there is no certificate, the rows are unusable or the certificate's own, or they
+            lack the groups that the certificate is about.
     """
     checked_seed(seed)
     certificate = cascade.certificate
@@ -175,18 +174,18 @@ def check_rows(
     fresh = as_rows(rows, with_labels=labelled)
     if fresh.texts_fingerprint() == certificate.rows_fingerprint:
         raise InputError(
-            "these are the very rows of the certificate, which cannot but agree with it; give "
-            "fresh ones"
+            "these are the rows that the certificate was made from, so they cannot test it; give "
+            "fresh rows"
         )
     if certificate.artefact_fingerprint != cascade.fingerprint:
         raise InputError(
-            "this is not what was certified any more, so fresh rows say nothing of the "
-            "certificate; tune again"
+            "the stages, labels or thresholds have changed since the cascade was certified; tune "
+            "again"
         )
     order = np.random.default_rng(seed).permutation(len(fresh))
     if certificate.grouped and fresh.group is None:
         raise InputError(
-            "the certificate is about one row of a group, and these rows have no groups; name the "
+            "the certificate is about one row per group, and these rows have no groups; name the "
             "column with --group-column (in Python rows with a 'group')"
         )
     if fresh.group is not None:

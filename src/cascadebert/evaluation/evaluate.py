@@ -1,4 +1,4 @@
-"""A cascade against its last stage alone, on labelled rows and on the clock."""
+"""Evaluation: a cascade against its last stage alone, in accuracy and seconds."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ _LEAST_LOG_PROBABILITY = -700.0
 
 @dataclass(frozen=True)
 class Quality:
-    """How good answers and their confidences are; see :mod:`cascadebert.evaluation.metrics`.
+    """Quality of answers and confidence scores; see :mod:`cascadebert.evaluation.metrics`.
 
     Attributes:
         accuracy: share of right answers.
-        dis: wrong answers being the harder rows; None where all answers are right or all wrong.
+        dis: difficulty inversion score, with wrong answers as the harder rows; None where all
+            answers are right or all wrong.
         ece, ece_equal_mass: expected calibration error, with bins of equal width and of equal
             numbers of rows.
         aurc: area under the risk-coverage curve.
@@ -102,7 +103,7 @@ class StageEvaluation(Quality):
 
 @dataclass(frozen=True)
 class Evaluation(Quality):
-    """What a cascade does on labelled rows; the reference is its last stage alone.
+    """A cascade on labelled rows, compared with the reference: its last stage alone.
 
     Attributes:
         rows: number of rows.
@@ -110,15 +111,16 @@ class Evaluation(Quality):
         accuracy_drop: ``reference_accuracy - accuracy``; negative where the cascade is better.
         agreement: share of rows with the same answer as the reference.
         exit_fractions: share of rows answered by each stage.
-        abstained: share of rows without an answer, which is not a right one.
-        error_when_answering: share of wrong answers among the rows answered; None where none is.
+        abstained: share of rows without an answer, which counts as wrong.
+        error_when_answering: share of wrong answers among the answered rows; None where there are
+            none.
         macro_f1: F1 averaged over the labels.
         matthews: Matthews correlation of answers and labels.
         speedup_measured: wall seconds of the reference over those of the cascade, the median of
             the repeats; speedup_measured_range: its smallest and largest.
         speedup_flops, speedup_layers: the same ratio of counted operations and of layers.
         seconds, reference_seconds: wall seconds for all rows, tokenising included; medians.
-        truncated: rows that were longer than the stage that answered reads, and were cut.
+        truncated: number of rows cut to the maximum length of the stage that answered.
         stages: each stage alone on every row.
     """
 
@@ -155,14 +157,14 @@ def evaluate(
     """Compare a cascade with its last stage alone.
 
     Args:
-        cascade: the cascade, tuned on other rows than these.
-        rows: labelled rows.
-        repeats: how often cascade and reference are timed, in turn.
-        progress: called with the number of rows as they are answered,
-            ``2 * repeats + len(cascade.stages) - 1`` times over for every row.
+        cascade: was tuned on other rows than these.
+        rows: have labels.
+        repeats: sets how often cascade and reference are timed, in turn.
+        progress: is called with the number of rows as they are answered; each row counts
+            ``2 * repeats + len(cascade.stages) - 1`` times.
 
     Raises:
-        InputError: unusable rows or labels that the cascade does not know.
+        InputError: the rows are unusable, or have labels that the cascade does not know.
     """
     if repeats < 1:
         raise InputError(f"{repeats} repeats measure nothing; give 1 or more")

@@ -1,4 +1,4 @@
-"""A evaluated taken apart: by confidence, by label, by length, and row by row."""
+"""Evaluated rows by confidence, label and length, and the hardest ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LEAST_COVERAGE = 0.02
 
 
 class Reliability(NamedTuple):
-    """Rows by the probability of a stage's answer, in bins of equal width; empty ones left out.
+    """Rows in bins of equal width by the probability of a stage's answer.
 
     Attributes:
-        edges: of all bins, shape (BINS + 1,).
-        counts: rows in every bin, shape (BINS,).
-        probability: mean in each bin that is not empty.
-        accuracy: share of right answers in each of these.
+        edges: edges of all bins, shape (BINS + 1,).
+        counts: number of rows in each bin, shape (BINS,).
+        probability: mean probability in each non-empty bin.
+        accuracy: share of right answers in each non-empty bin.
     """
 
     edges: Floats
@@ -36,7 +36,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(evaluated: EvaluatedRows, stage: int) -> Reliability:
-    """Of a stage, from 0, on all rows."""
+    """Bin all rows by the probability from a stage, counted from 0."""
     edges = np.linspace(0, 1, BINS + 1)
     probability = evaluated.probabilities[stage].max(axis=1)
     which = np.digitize(probability, edges[1:-1], right=True)
@@ -52,16 +52,16 @@ def reliability(evaluated: EvaluatedRows, stage: int) -> Reliability:
 
 
 def risk_coverage(scores: Floats, right: NDArray[np.bool_], rows: int) -> tuple[Floats, Floats]:
-    """Share of wrong answers among the rows of the highest scores, by how many these are.
+    """Risk-coverage curve: the share of wrong answers among the rows with the highest scores.
 
     Args:
-        scores: of the rows that have an answer.
-        right: whether it is right.
-        rows: number of all rows.
+        scores: confidence scores of the answered rows.
+        right: whether each of these answers is right.
+        rows: number of all rows, answered or not.
 
     Returns:
-        Coverage as a share of all rows, and the share of wrong answers; rows of one score come
-        together. The first few rows are left out, as a single one decides there.
+        Coverage as a share of all rows, and the share of wrong answers. Rows with equal scores form
+        one step. The first few rows are left out, as the curve is noise there.
     """
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
@@ -73,7 +73,7 @@ def risk_coverage(scores: Floats, right: NDArray[np.bool_], rows: int) -> tuple[
 
 
 def cascade_risk_coverage(evaluated: EvaluatedRows) -> tuple[Floats, Floats]:
-    """The same of the cascade, each row with the confidence of the stage that answers."""
+    """Risk-coverage curve of the cascade, by the confidence of the stage that answers."""
     outcome = evaluated.outcome
     answered = np.flatnonzero(outcome.answered)
     scores = evaluated.scores[outcome.end[answered], answered]
@@ -82,12 +82,13 @@ def cascade_risk_coverage(evaluated: EvaluatedRows) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the rows, and where they end.
+    """A group of rows, and where they end.
 
     Attributes:
-        name: what they have in common.
-        rows: their number.
-        shares: of them that end at each stage, and without an answer; shape (stages + 1,).
+        name: the label or lengths that the rows share.
+        rows: number of rows.
+        shares: share of the rows that end at each stage, and without an answer; shape
+            (stages + 1,).
     """
 
     name: str
@@ -96,7 +97,7 @@ class Group:
 
 
 def by_label(evaluated: EvaluatedRows) -> list[Group]:
-    """The labels of most rows first; where there are many, the rest together."""
+    """One group per label, the most frequent first; rare labels form one group."""
     counts = np.bincount(evaluated.truth, minlength=len(evaluated.labels))
     present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
     own = present if len(present) <= MOST_LABELS + 1 else present[:MOST_LABELS]
@@ -108,7 +109,7 @@ def by_label(evaluated: EvaluatedRows) -> list[Group]:
 
 
 def by_length(evaluated: EvaluatedRows) -> list[Group]:
-    """Rows from short to long, in groups of about as many each."""
+    """Groups of about equal size from short rows to long ones."""
     lengths = evaluated.lengths
     # Each group ends with a length that rows have, so that its name tells which it holds.
     steps = np.linspace(0, 1, _LENGTH_BINS + 1)[1:]
@@ -129,12 +130,12 @@ def _group(evaluated: EvaluatedRows, name: str, inside: NDArray[np.bool_]) -> Gr
 
 
 def hardest(evaluated: EvaluatedRows) -> NDArray[np.int64]:
-    """Positions of the rows that the last stage is least sure of."""
+    """Positions of the rows with the lowest confidence in the last stage."""
     return np.argsort(evaluated.scores[-1], kind="stable")[:_SHOWN_ROWS]
 
 
 def surest_errors(evaluated: EvaluatedRows) -> NDArray[np.int64]:
-    """Positions of the rows that the first stage which is run is surest of, and wrong."""
+    """Positions of the first run stage's wrong answers, the most confident first."""
     stage = evaluated.first_stage
     order = np.argsort(-evaluated.scores[stage], kind="stable")
     wrong: NDArray[np.int64] = order[~evaluated.right[stage, order]]

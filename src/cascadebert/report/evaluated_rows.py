@@ -1,4 +1,4 @@
-"""Labelled rows that every stage has answered, and what the cascade's thresholds make of them."""
+"""Labelled rows, every stage's answers to them, and the cascade's figures on them."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ class Figures:
     """The cascade on all rows; the reference is its last stage alone.
 
     Attributes:
-        rows: their number.
-        accuracy, reference_accuracy: share of right answers; no answer is not a right one.
-        drop_error: standard error of the drop, the rows being a sample.
+        rows: number of rows.
+        accuracy, reference_accuracy: share of right answers; a row without an answer is wrong.
+        drop_error: standard error of the accuracy drop.
         agreement: share of rows with the reference's answer.
         abstained: share of rows without an answer.
-        error_when_answering: share of wrong answers among the rows answered; None if none is.
-        speedup_seconds: in the seconds that the stages took in this run, shared out over the rows
-            by the operations that each takes.
-        speedup_flops: in counted operations.
+        error_when_answering: share of wrong answers among the answered rows; None where there are
+            none.
+        speedup_seconds: speed-up by the seconds that each stage took in this run, shared among the
+            rows by their operations.
+        speedup_flops: speed-up by counted operations.
     """
 
     rows: int
@@ -76,19 +77,19 @@ class Figures:
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """Rows, what every stage says of them, and the thresholds.
+    """Labelled rows with every stage's answers and the thresholds.
 
     Attributes:
-        rows: labelled.
-        runs: of every stage on every row.
-        stages: their names.
-        labels: of the cascade.
+        rows: the labelled rows.
+        runs: each stage's run on all rows.
+        stages: names of the stages.
+        labels: labels of the cascade.
         truth: class index of each row's label, int64 of shape (rows,).
         routing: the thresholds; the last stage alone where the cascade has none.
-        tuned: whether it has any.
+        tuned: whether the cascade has thresholds.
         replays: the rows with their costs, by kind of cost.
-        unit: the kind of cost that pictures show: the certificate's, else seconds.
-        length_unit: what the last stage's lengths are counted in.
+        unit: the kind of cost in the pictures: the certificate's, else seconds.
+        length_unit: unit of the last stage's lengths.
     """
 
     rows: Rows
@@ -109,13 +110,13 @@ class EvaluatedRows:
         """Run every stage once on every row.
 
         Args:
-            cascade: the cascade, tuned or not.
-            rows: labelled rows.
-            progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
-                over for every row.
+            cascade: may be tuned or not.
+            rows: have labels.
+            progress: is called with the number of rows after each batch; each row counts once per
+                stage.
 
         Raises:
-            InputError: unusable rows, or a label that the cascade does not know.
+            InputError: the rows are unusable, or have a label that the cascade does not know.
         """
         checked = as_rows(rows, with_labels=True)
         truth = cascade.label_ids(checked)
@@ -144,12 +145,12 @@ class EvaluatedRows:
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """A number for each row, the same for rows that belong together; shape (rows,)."""
+        """Number of each row's group, shape (rows,)."""
         return np.array(self.rows.group_ids())
 
     @property
     def replay(self) -> Replay:
-        """The rows with their costs in the unit that pictures show."""
+        """The rows with their costs in the unit of the pictures."""
         return self.replays[self.unit]
 
     @property
@@ -199,7 +200,7 @@ class EvaluatedRows:
 
     @property
     def first_stage(self) -> int:
-        """The first stage that is run, from 0."""
+        """Index of the first stage that is run."""
         return int(self.routing.runs.argmax())
 
     @property

@@ -1,4 +1,4 @@
-"""The picture of what can be had: accuracy against cost."""
+"""The picture of the frontier: accuracy against cost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cascadebert.evaluation.evaluate import Evaluation
 
 
 def plot_frontier(policy: Policy, evaluation: Evaluation, path: str | Path) -> Path:
-    """Draw the frontier of the tuning rows, and what was measured on other rows.
+    """Draw the frontier on the tuning rows, and the cascade as measured on other rows.
 
     Args:
-        policy: from ``tune``.
-        evaluation: of the tuned cascade, on other rows.
-        path: picture file; its suffix gives the format.
+        policy: comes from ``tune``.
+        evaluation: was made on other rows than those of the tuning.
+        path: names the picture; its suffix gives the format.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def plot_frontier(policy: Policy, evaluation: Evaluation, path: str | Path) -> P
         color="tab:red",
         label=f"cascade on {evaluation.rows:,} other rows",
     )
-    axes.set_xlabel("time a row, as a share of the last stage alone")
+    axes.set_xlabel("time per row, as a share of the last stage alone")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(0, 1.15)
     axes.margins(y=0.15)

@@ -1,4 +1,4 @@
-"""A report for people: one web page on a cascade and labelled rows, with nothing beside it."""
+"""The HTML report on a cascade and labelled rows."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def write_report(
     title: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Path:
-    """Write what there is to say of a cascade on labelled rows as one HTML file.
+    """Write a report on a cascade and labelled rows as one HTML file.
 
-    Every stage runs once on every row. The page needs no network and nothing beside it.
+    Every stage runs once on every row. The page needs no network and no other files.
 
     Args:
-        cascade: the cascade, best tuned on other rows than these.
-        rows: labelled rows.
-        path: of the file, which is replaced if it is there.
-        title: name of the cascade; by default the names of its stages.
-        progress: called with a number of rows after each batch, ``len(cascade.stages)`` times
-            over for every row.
+        cascade: is best tuned on other rows than these.
+        rows: have labels.
+        path: names the file, which is replaced if it exists.
+        title: names the cascade; by default the names of its stages.
+        progress: is called with the number of rows after each batch; each row counts once per
+            stage.
 
     Raises:
-        InputError: unusable rows, a label that the cascade does not know, or no such folder.
+        InputError: the rows are unusable, a label is unknown, or the folder does not exist.
         MissingDependencyError: the extra ``report`` (jinja2 and matplotlib) is not installed.
     """
     target = Path(path)
@@ -91,7 +91,7 @@ def write_report(
 
 
 def _template() -> Any:
-    # Asked for before any stage runs, so that nobody waits for what cannot be written.
+    # Loaded before any stage runs: a missing package is reported at once.
     try:
         import_module("matplotlib")
         from jinja2 import Environment, StrictUndefined
@@ -137,15 +137,15 @@ def _verdict(cascade: Cascade, evaluated: EvaluatedRows) -> _Verdict:
         )
     else:
         why = (
-            "There is no certificate: the thresholds were set by hand, and nothing is promised of "
-            "them. Run 'cascadebert tune' for a promise."
+            "There is no certificate: the thresholds were set by hand. Run 'cascadebert tune' to "
+            "get one."
         )
     return _Verdict(NO_CERTIFICATE, "none", why)
 
 
 @dataclass(frozen=True)
 class _PromiseRow:
-    """A promise, as it was seen when it was made and as these rows show it."""
+    """One promise: its quantity on the certificate's rows and on these."""
 
     words: str
     then: float | None
@@ -157,7 +157,7 @@ class _PromiseRow:
 def _promises(certificate: Certificate | None, evaluated: EvaluatedRows) -> list[_PromiseRow]:
     if certificate is None:
         return []
-    # Tests that bet on one row after the other need an order that nothing depends on.
+    # Sequential tests need the rows in random order.
     order = np.random.default_rng(0).permutation(len(evaluated))
     outcome = evaluated.replay.take(order).outcome(evaluated.routing)
     level = DEFAULT_LEVEL / max(len(certificate.promises), 1)
@@ -181,7 +181,7 @@ def _is_own(certificate: Certificate, evaluated: EvaluatedRows) -> bool:
 
 
 def _promises_tested(certificate: Certificate | None, evaluated: EvaluatedRows) -> bool:
-    """Whether there are promises, and rows that can tell whether they hold."""
+    """Whether there are promises, and rows that can test them."""
     return (
         certificate is not None
         and certificate.verdict in (CERTIFIED, DO_NOT_CASCADE)
@@ -195,32 +195,32 @@ def _targets(certificate: Certificate | None) -> list[Target]:
 
 
 def _notes(cascade: Cascade, evaluated: EvaluatedRows) -> list[str]:
-    """What must be known before the figures are believed."""
+    """Warnings about the figures."""
     notes = []
     certificate = cascade.certificate
     if certificate is not None:
         if _is_own(certificate, evaluated):
             notes.append(
-                "These are the certificate's own rows, some of which chose the thresholds: the "
-                "figures here flatter the cascade. Report on others."
+                "These are the certificate's own rows, some of which chose the thresholds, so the "
+                "figures are too good. Use other rows."
             )
         if certificate.artefact_fingerprint not in (None, cascade.fingerprint):
             notes.append(
-                "The certificate is of other stages, labels or thresholds than these: run "
+                "The stages, labels or thresholds have changed since the certificate was made: run "
                 "'cascadebert check'."
             )
     texts = evaluated.rows.texts_fingerprint()
     for number, stage in enumerate(cascade.stages, start=1):
         if stage.record.trained_on == texts:
             notes.append(
-                f"Stage {number} was trained on these very rows, and is better on them than on "
-                "any others. Report on others."
+                f"Stage {number} was trained on these rows, so its figures are too good. Use other "
+                "rows."
             )
     return notes
 
 
 def _pictures(certificate: Certificate | None, evaluated: EvaluatedRows) -> dict[str, Any]:
-    """All pictures, by their name in the template; None where one is left out."""
+    """All pictures by name in the template; None where one is left out."""
     from markupsafe import Markup
 
     several = len(evaluated.stages) > 1
@@ -258,7 +258,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row as the tables show it; its number counts from 1."""
+    """One row in a table; its number counts from 1."""
 
     number: int
     text: str

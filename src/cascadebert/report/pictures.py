@@ -92,7 +92,7 @@ def frontier(evaluated: EvaluatedRows) -> str:
             linestyle="none",
             label="oracle",
         )
-        axes.set_xlabel(f"{evaluated.unit} a row, % of the last stage alone")
+        axes.set_xlabel(f"{evaluated.unit} per row, % of the last stage alone")
         axes.set_ylabel("accuracy, %")
         axes.set_xlim(left=0)
         axes.margins(y=0.08)
@@ -106,7 +106,7 @@ def frontier(evaluated: EvaluatedRows) -> str:
 
 
 def price(found: Price, on_cost: bool) -> str:
-    """Cost, or accuracy, of certified thresholds against the number of rows, a line a level."""
+    """Cost, or accuracy, of certified thresholds against the number of rows, one line per level."""
     values = found.accuracies if on_cost else found.costs
     with canvas(280) as figure:
         axes = figure.add_subplot()
@@ -171,7 +171,7 @@ def reliability_panel(evaluated: EvaluatedRows, stage: int) -> str:
 
 
 def risk(evaluated: EvaluatedRows) -> str:
-    """Share of wrong answers against coverage, a line a stage and one for the cascade."""
+    """Risk-coverage curves of each stage and of the cascade."""
     with canvas(280) as figure:
         axes = figure.add_subplot()
         for k in range(len(evaluated.stages)):
@@ -194,7 +194,7 @@ def risk(evaluated: EvaluatedRows) -> str:
 
 
 def stacks(evaluated: EvaluatedRows, groups: Sequence[Group], name: str, what: str) -> str:
-    """Where rows end, a bar a group."""
+    """Where rows end, one bar per group."""
     count = len(evaluated.stages)
     with canvas(60 + _BAR * len(groups)) as figure:
         axes = figure.add_subplot()

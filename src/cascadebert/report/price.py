@@ -1,4 +1,4 @@
-"""What it costs to be sure: certified thresholds from fewer or more rows, at several levels."""
+"""The price of confidence: certified thresholds by number of rows and confidence level."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _MOST_ROWS = 5_000
 
 @dataclass(frozen=True)
 class Price:
-    """What certified thresholds come to on all rows.
+    """Cost and accuracy of certified thresholds on all rows.
 
     Attributes:
         sizes: numbers of held-out rows.
-        costs: as a share of the last stage's, by size and level; one a draw.
-        accuracies: the same of their accuracy.
+        costs: cost as a share of the last stage's, by size and level; one value per draw.
+        accuracies: accuracy, by size and level; one value per draw.
         certified: share of the draws that were certified, by size and level.
-        without: cost and accuracy of the best thresholds on all rows, if nothing were promised;
-            None where none meet the targets.
-        draws: how often each size was drawn.
-        score: name of the confidence score that the thresholds are of.
+        without: cost and accuracy of the best thresholds on all rows without a certificate; None
+            where none meet the targets.
+        draws: number of draws of each size.
+        score: name of the confidence score.
     """
 
     sizes: tuple[int, ...]
@@ -53,14 +53,14 @@ class Price:
 
 
 def too_few(evaluated: EvaluatedRows) -> str | None:
-    """Why the price of certainty cannot be told of these rows, in a sentence."""
+    """The reason, as a sentence, why these rows give no price; None where they do."""
     if len(evaluated.stages) < 2:
         return "A single stage has no thresholds to choose."
     distinct = len(np.unique(evaluated.groups))
     if distinct < LEAST_ROWS:
         return (
-            f"Left out: it takes {LEAST_ROWS} different rows to choose thresholds on parts of them "
-            f"and certify those, and here there are {distinct}."
+            f"Left out: choosing and certifying thresholds on parts of the rows takes {LEAST_ROWS} "
+            f"different rows, and here there are {distinct}."
         )
     return None
 
@@ -68,12 +68,12 @@ def too_few(evaluated: EvaluatedRows) -> str | None:
 def price_of_confidence(
     evaluated: EvaluatedRows, targets: Sequence[Target], seconds: float = _SECONDS
 ) -> Price:
-    """Choose certified thresholds again and again on random parts of the rows.
+    """Choose certified thresholds on random parts of the rows, repeatedly.
 
     Args:
-        evaluated: of enough rows, see :func:`too_few`.
-        targets: what is wanted, together.
-        seconds: after which no further draw is begun; every size and level has had one by then.
+        evaluated: has enough rows, see :func:`too_few`.
+        targets: are met together.
+        seconds: ends the draws after this time, but not before every size and level has one.
     """
     # Learning a score anew for each draw would take an extra package, and most of the time.
     name = DEFAULT_SCORE if evaluated.replay.score.name == LEARNED else evaluated.replay.score.name
@@ -113,7 +113,7 @@ def _once(
     level: float | None,
     seed: int,
 ) -> tuple[float, float, bool]:
-    """Cost and accuracy on all rows of the thresholds that some certify, and whether they do."""
+    """Cost, accuracy on all rows and whether certified, of thresholds chosen on some rows."""
     policy = choose_thresholds(
         [run.logits[rows] for run in evaluated.runs],
         evaluated.truth[rows],
@@ -150,6 +150,6 @@ def _sizes(rows: int) -> list[int]:
 
 
 def _in_random_order(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Positions of the rows, those of a group beside one another."""
+    """Positions of the rows in random order, each group together."""
     ranks = np.random.default_rng(seed).permutation(int(groups.max()) + 1)
     return np.argsort(ranks[groups], kind="stable")

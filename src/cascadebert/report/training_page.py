@@ -1,4 +1,4 @@
-"""What a training leaves for people and machines to read, in the cascade's folder ``report``."""
+"""The report of a training, as JSON and as a page, in the cascade's folder ``report``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def write_training_page(
     policy: Policy | None = None,
     evaluation: Evaluation | None = None,
 ) -> None:
-    """Write ``training.json``, the same as a page, and the frontier as a picture.
+    """Write ``training.json``, a page with its content, and a picture of the frontier.
 
-    The picture needs matplotlib and rows other than those of the tuning.
+    The picture needs matplotlib, a policy and an evaluation.
 
     Args:
-        folder: made if it is not there.
-        report: ``CascadeTrainer.report``, with an evaluation's values under "test".
-        policy: from tuning.
-        evaluation: of the cascade on test rows.
+        folder: is created if it does not exist.
+        report: is ``CascadeTrainer.report``, with an evaluation's values under "test".
+        policy: comes from tuning.
+        evaluation: was made on test rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictured = False
@@ -45,7 +45,7 @@ def write_training_page(
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """``training.json``, or nothing if it is not there."""
+    """Read ``training.json``; an empty dictionary if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}
@@ -65,7 +65,7 @@ def _page(report: Mapping[str, Any], pictured: bool) -> str:
         "|---|---|",
         *(
             f"| {part['title']} | {part['seconds']:,.0f}"
-            f"{' since it was taken up again' if part['resumed'] else ''} |"
+            f"{' since it was resumed' if part['resumed'] else ''} |"
             for part in report["parts"]
         ),
         f"| all | {sum(part['seconds'] for part in report['parts']):,.0f} |",
@@ -73,8 +73,8 @@ def _page(report: Mapping[str, Any], pictured: bool) -> str:
         f"Target: {' and '.join(promise['words'] for promise in promises)}, with {tuning['cost']} "
         f"as the cost. On the validation rows the cascade is right on {tuning['accuracy']:.2%}, "
         f"its last stage alone on {tuning['reference_accuracy']:.2%}, at "
-        f"{tuning['speedup']:.2f} times the speed. These rows chose the thresholds, so expect a "
-        "little less of others.",
+        f"{tuning['speedup']:.2f} times the speed. These rows chose the thresholds, so expect "
+        "slightly lower figures on others.",
     ]
     for number, wrong in report["wrong_when_held_out"].items():
         lines += [
