@@ -192,7 +192,7 @@ def test_a_classifier_to_begin_with_keeps_its_answers_and_its_order(
 def test_a_static_rival_has_no_knob(checkpoints: dict[str, Path]) -> None:
     rival = FirstLayers(checkpoints["bert"], 1, **SHORT).fit(ROWS)
     assert list(rival.knobs) == []
-    with pytest.raises(InputError, match="FirstLayers has one setting only; leave knob=2 out"):
+    with pytest.raises(InputError, match="FirstLayers has only one setting; remove knob=2"):
         rival.predict(TEXTS, 2)
 
 

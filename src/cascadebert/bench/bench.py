@@ -1,4 +1,4 @@
-"""A cascade against its stages alone, other engines, transformers' pipeline and any command."""
+"""Benchmark: a cascade, its stages alone, other engines, transformers' pipeline, any command."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ from cascadebert.runtimes import RUNTIMES, runtime_versions
 DEFAULT_ROUNDS = 3
 DEFAULT_SECONDS = 30.0
 STEPS_BESIDE_ROUNDS = 2
-"""Calls of ``progress`` for a contender beside its rounds: it is ready; single rows are done."""
+"""Further calls of ``progress`` per contender: when it is ready, and after the single rows."""
 
 _LEAST_ROWS = 32
 _FIRST_ROWS, _MORE_ROWS = 8, 4
-# Shares of the seconds of a round: probes last until they are as much longer than the first;
-# single rows take about so much.
+# Shares of a round's seconds: by how much a probe must exceed the first one, and for single rows.
 _PROBE, _LATENCY = 1 / 20, 1 / 3
 
 
@@ -70,32 +69,32 @@ def bench(
     skip: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> BenchResult:
-    """Time a cascade and what could be used in its place on the same rows, in turn.
+    """Time a cascade and its alternatives on the same rows, in turn.
 
-    Every contender has a process of its own, and one computes at a time. Each is run on its rows
-    once before any is timed. Rounds go through all of them, every other one in reverse order.
+    Every contender runs in its own process, and one computes at a time. Each runs on its rows once
+    before any is timed. Rounds go through all contenders, every other round in reverse order.
 
     Args:
-        cascade: as it is to be used; one that is not as it was saved is written to a temporary
-            folder first.
-        rows: labelled rows, other than those of tuning.
-        against: shell commands to be timed too, see :class:`Command`.
-        rounds: how often each contender is timed.
-        seconds: for a round of a contender; one that would take longer is run on as many of the
-            rows as fit, at least 32.
-        skip: leaves out contenders with one of these in their names.
-        progress: called with 1 ``rounds + STEPS_BESIDE_ROUNDS`` times for every contender.
+        cascade: is timed as it is; if it has changed since it was saved, a copy is saved to a
+            temporary folder first.
+        rows: have labels, and are other rows than those of tuning.
+        against: are shell commands to time too, see :class:`Command`.
+        rounds: sets how often each contender is timed.
+        seconds: limits a round of a contender; a slow one runs on as many of the rows as fit, at
+            least 32.
+        skip: leaves out contenders with one of these texts in their names.
+        progress: is called with 1, ``rounds + STEPS_BESIDE_ROUNDS`` times per contender.
 
     Raises:
-        InputError: unusable rows, labels that the cascade does not know, or a command that does
-            not do what it has to.
+        InputError: the rows are unusable, have labels that the cascade does not know, or a command
+            fails.
         CascadeError: the process of a contender ended.
     """
     checked = as_rows(rows, with_labels=True)
     cascade.label_ids(checked)
     if rounds < 1 or not 0 < seconds < math.inf:
         raise InputError(
-            f"{rounds} rounds of {seconds} s cannot be run; give 1 round or more, of more than 0 s"
+            f"{rounds} rounds of {seconds} s are invalid; give 1 round or more, of more than 0 s"
         )
     entered = contenders(cascade, against, skip)
     advance = progress or (lambda _: None)
@@ -106,7 +105,7 @@ def bench(
         for contender, runner in zip(entered, runners, strict=True):
             count = rows_that_fit(runner.run, len(checked), seconds)
             if contender.kind != COMMAND:
-                # Engines prepare for shapes that they have not seen; a command starts anew anyway.
+                # Engines prepare for new shapes; a command starts anew every time.
                 runner.run(count)
             records.append(_Record(contender, runner, count))
             advance(1)
@@ -121,12 +120,12 @@ def bench(
 
 
 def rows_that_fit(run: Callable[[int], Run], rows: int, seconds: float) -> int:
-    """How many of the rows to run: all, or about as many as take so many seconds, at least 32.
+    """Number of rows to run: all, or as many as fit into the time, at least 32.
 
     Args:
-        run: runs a number of rows; what it takes for none, such as a program's start, counts.
-        rows: number of all rows.
-        seconds: for one run.
+        run: runs a number of rows; a fixed cost, such as the start of a program, counts.
+        rows: is the number of all rows.
+        seconds: limits one run.
     """
     few = count = min(_FIRST_ROWS, rows)
     run(few)
@@ -144,7 +143,7 @@ def rows_that_fit(run: Callable[[int], Run], rows: int, seconds: float) -> int:
 
 @dataclass
 class _Record:
-    """What has been measured of a contender so far."""
+    """The measurements of a contender so far."""
 
     contender: Contender
     runner: _Runner
@@ -182,7 +181,7 @@ def _started(
     scratch: Path,
     stack: contextlib.ExitStack,
 ) -> Iterator[_Runner]:
-    """Every contender, ready to run; the commands are tried before anything is loaded."""
+    """Start every contender; commands are tried before anything is loaded."""
     try_commands([one.name for one in entered if one.kind == COMMAND], rows, cascade.labels)
     folder = _saved(cascade, scratch)
     file = scratch / "rows.json"
@@ -199,7 +198,7 @@ def _started(
 
 
 def _saved(cascade: Cascade, scratch: Path) -> Path:
-    """A folder with the cascade as it is: its own, or a copy if it has changed since."""
+    """The cascade's own folder, or a copy if the cascade has changed since it was saved."""
     own = cascade.stages[0].folder.parents[1]
     if (own / RECORD_FILE).is_file():
         record = read_record(own)
@@ -231,7 +230,7 @@ def _result(cascade: Cascade, rows: Rows, records: Sequence[_Record]) -> BenchRe
 
 
 def _prediction(records: Sequence[_Record]) -> dict[str, Any]:
-    """The cascade's seconds, and what they were predicted to be."""
+    """The cascade's measured and predicted seconds."""
     runs = next((record.runs for record in records if record.contender.kind == CASCADE), None)
     measured = statistics.median(run.seconds for run in runs) if runs else None
     predicted = runs[0].predicted_seconds if runs else None
@@ -244,7 +243,7 @@ def _prediction(records: Sequence[_Record]) -> dict[str, Any]:
 
 
 def _versions(cascade: Cascade, records: Sequence[_Record]) -> dict[str, str]:
-    """Of all that may have run; of the runtimes those of the cascade."""
+    """Versions of Python, the packages that may have run, and the cascade's runtimes."""
     runtimes = " ".join(record.contender.runtime or "" for record in records).split()
     packages = runtime_versions(sorted(set(runtimes) & set(RUNTIMES)))
     packages["runtime"] = cascade.versions["runtime"]

@@ -1,4 +1,4 @@
-"""Any program as a contender of a benchmark: rows in, labels out, by pipes or by files."""
+"""A shell command as a contender: rows in, labels out, by pipes or by files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _MOST_CHARACTERS = 60
 
 
 class Command:
-    """A shell command that reads rows as JSONL and writes one answer a row as JSONL.
+    """A shell command that reads rows as JSONL and writes one answer per row as JSONL.
 
-    Rows have the keys text and, if they are pairs, text_pair; answers the key label. They go
-    through standard input and output, or where the command has the placeholders, through files.
+    Rows have the key text and, for pairs, text_pair; answers have the key label. They go through
+    standard input and output, or through files in place of ``{input}`` and ``{output}``.
 
     Args:
-        command: for the shell, in the current folder.
-        rows: checked rows.
-        scratch: an empty folder for its files.
+        command: is run by the shell in the current folder.
+        rows: are checked.
+        scratch: is an empty folder for the command's files.
     """
 
     startup_seconds: float | None = None
@@ -46,20 +46,20 @@ class Command:
         """Try the command on the first few rows.
 
         Raises:
-            InputError: it does not do what it has to, or knows none of the labels.
+            InputError: the command fails, or answers with none of the labels.
         """
         answers = self.run(min(_FEW_ROWS, len(self._rows))).labels
         if not set(answers) & set(labels):
             raise InputError(
                 f"the command {self._command!r} answers {listed(sorted(set(answers)))}, which are "
-                f"none of the labels of the rows ({listed(labels)}); have it answer with these"
+                f"none of the labels of the rows ({listed(labels)}); make it answer with these"
             )
 
     def run(self, rows: int, predict: bool = False) -> Run:  # noqa: ARG002
-        """Run the command on so many of the rows, evenly drawn, its start included.
+        """Run the command on this many evenly drawn rows, and time it with its start.
 
         Raises:
-            InputError: it fails, or its answers are not one a row.
+            InputError: the command fails, or does not write one answer per row.
         """
         source, target = self._scratch / f"{rows}.jsonl", self._scratch / "answers.jsonl"
         if not source.exists():
@@ -82,7 +82,7 @@ class Command:
         return Run(seconds, self._labels(target, rows, words))
 
     def latency(self, seconds: float) -> list[float]:  # noqa: ARG002
-        """None: the time of a single row would be that of the start."""
+        """No times: those of single rows would be those of the command's start."""
         return []
 
     def _write(self, path: Path, rows: int) -> None:
@@ -110,8 +110,8 @@ class Command:
 
     def _failure(self, what: str, words: str) -> InputError:
         return InputError(
-            f"the command {self._command!r} {what} ({words}); for each row that it reads as JSONL "
-            'it has to write a line {"label": "..."}, and to end with code 0'
+            f"the command {self._command!r} {what} ({words}); it must write one line "
+            '{"label": "..."} for each row that it reads as JSONL, and exit with code 0'
         )
 
 
@@ -119,7 +119,7 @@ def try_commands(commands: Sequence[str], rows: Rows, labels: Sequence[str]) -> 
     """Try commands on the first few rows.
 
     Raises:
-        InputError: one of them does not do what it has to.
+        InputError: a command fails or answers with unknown labels.
     """
     for command in commands:
         with tempfile.TemporaryDirectory(prefix="cascadebert-") as scratch:

@@ -1,4 +1,4 @@
-"""What a benchmark times: the cascade, its stages alone, other engines, pipelines, commands."""
+"""The contenders of a benchmark: the cascade, stages alone, other engines, pipelines, commands."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BATCH_SIZES = (1, 32)
 
 @dataclass(frozen=True)
 class Contender:
-    """What is to be timed.
+    """One contender.
 
     Attributes:
-        name: tells it from the others; of a command the command itself.
+        name: unique name; for a command the command itself.
         kind: "cascade", "stage", "pipeline" or "command".
-        runtime: what runs it, if that is a runtime; of a cascade one name a stage.
-        recipe: what its process loads, see :func:`cascadebert.bench.worker.load`.
+        runtime: name of its runtime; for a cascade one name per stage; None for others.
+        recipe: arguments of :func:`cascadebert.bench.worker.load`.
     """
 
     name: str
@@ -40,22 +40,22 @@ class Contender:
 
 
 def reference_name(cascade: Cascade) -> str:
-    """Name of the contender that ratios are against: the last stage alone."""
+    """Name of the reference of all ratios: the last stage alone."""
     return f"{stage_names(cascade)[-1]} alone"
 
 
 def contenders(
     cascade: Cascade, against: Sequence[str] = (), skip: Sequence[str] = ()
 ) -> list[Contender]:
-    """All that :func:`bench` times, in order.
+    """List all contenders of :func:`~cascadebert.bench.bench.bench`, in order.
 
     Args:
-        cascade: as it is loaded.
-        against: shell commands.
-        skip: leaves out contenders with one of these in their names.
+        cascade: is timed.
+        against: are shell commands.
+        skip: leaves out contenders with one of these texts in their names.
 
     Raises:
-        InputError: ``skip`` would leave out the reference, or nothing.
+        InputError: an entry of ``skip`` would leave out the reference, or matches no name.
     """
     names = stage_names(cascade)
     last = len(names)
@@ -74,7 +74,7 @@ def contenders(
         if text in reference_name(cascade):
             raise InputError(
                 f"skipping {text!r} would leave out '{reference_name(cascade)}', which all ratios "
-                "are against; name more of what you mean"
+                "are against; use a longer text"
             )
         if not any(text in contender.name for contender in found):
             names = [contender.name for contender in found]
@@ -83,7 +83,7 @@ def contenders(
 
 
 def stage_names(cascade: Cascade) -> list[str]:
-    """With their numbers where two are called the same."""
+    """Names of the stages, with their numbers where two are equal."""
     names = [stage.name for stage in cascade.stages]
     if len(set(names)) < len(names):
         return [f"{number}-{name}" for number, name in enumerate(names, start=1)]

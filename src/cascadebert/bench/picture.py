@@ -18,27 +18,29 @@ _DOTS_PER_INCH = 160
 
 
 def refuse_picture(path: Path) -> None:
-    """Refuse a picture that could not be drawn, before any work.
+    """Refuse a picture that cannot be drawn, before any work.
 
     Raises:
-        InputError: the suffix is of no known format.
+        InputError: the suffix is unknown.
         MissingDependencyError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: the name of a picture ends in {' or '.join(SUFFIXES)}")
+        raise InputError(
+            f"{path}: unknown picture format; use a name that ends in {' or '.join(SUFFIXES)}"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependencyError("matplotlib", "drawing a benchmark", "report")
 
 
 def plot_bench(result: BenchResult, path: str | Path) -> Path:
-    """Draw a point a contender, and one for the oracle; lines are the range over rounds.
+    """Draw one point per contender and one for the oracle; lines are the range over rounds.
 
     Args:
-        result: of :func:`~cascadebert.bench.bench`.
-        path: picture file, SVG or PNG by its suffix.
+        result: comes from :func:`~cascadebert.bench.bench.bench`.
+        path: names the picture, SVG or PNG by its suffix.
 
     Raises:
-        InputError: another suffix.
+        InputError: the suffix is unknown.
         MissingDependencyError: matplotlib is not installed.
     """
     target = Path(path)
@@ -70,7 +72,7 @@ def plot_bench(result: BenchResult, path: str | Path) -> Path:
 
 
 def _make_logarithmic(axes: Any) -> None:
-    """The rows per second, with ticks at 1, 2 and 5 of each decade."""
+    """Scale rows per second logarithmically, with ticks at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import EngFormatter, LogLocator
 
     axes.set_xscale("log", subs=[])

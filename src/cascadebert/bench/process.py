@@ -1,4 +1,4 @@
-"""The near side of a contender's process; :mod:`cascadebert.bench.worker` is the other."""
+"""Start and control a contender's process, which runs :mod:`cascadebert.bench.worker`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MOST_CHARACTERS = 200
 
 
 class Run(NamedTuple):
-    """One contender on some rows.
+    """One run of a contender.
 
     Attributes:
-        seconds: wall time for all of them.
-        labels: names, in the order of the rows; empty for no answer.
-        compute_seconds: those within the stages of a cascade.
-        predicted_seconds: by the speeds that were measured before, of a cascade that has them.
-        predicted_on: the machine that they were measured on.
+        seconds: wall time for all rows.
+        labels: label names in the order of the rows; empty for no answer.
+        compute_seconds: seconds within the stages of a cascade.
+        predicted_seconds: prediction by the measured speeds of a cascade's stages.
+        predicted_on: machine on which these speeds were measured.
     """
 
     seconds: float
@@ -39,13 +39,13 @@ class Run(NamedTuple):
 
 
 class Worker:
-    """A process of its own for one contender; ends with the block that it is the context of.
+    """A separate process for one contender; a context manager that ends it.
 
     Attributes:
-        name: of the contender, for messages.
-        process: for as long as it runs.
-        startup_seconds: from nothing loaded to the first answer; None before :meth:`load`.
-        peak_memory_mb: the most that the process has held so far; None before :meth:`load`.
+        name: name of the contender, for messages.
+        process: the process.
+        startup_seconds: seconds from nothing loaded to the first answer; None before :meth:`load`.
+        peak_memory_mb: peak memory of the process so far; None before :meth:`load`.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,7 +53,7 @@ class Worker:
         self.startup_seconds: float | None = None
         self.peak_memory_mb: float | None = None
         self._errors: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
-        # It finds what this process finds, and nothing that lies about in the current folder.
+        # It imports what this process imports, and nothing from the current folder.
         path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "cascadebert.bench.worker"],
@@ -85,16 +85,16 @@ class Worker:
         """Load the contender and the rows.
 
         Raises:
-            CascadeError: it cannot be loaded, or the process ended.
+            CascadeError: the contender cannot be loaded, or the process ended.
         """
         self.startup_seconds = float(self._ask(**request)["seconds"])
 
     def run(self, rows: int, predict: bool = False) -> Run:
-        """Classify so many of the rows, evenly drawn.
+        """Classify this many evenly drawn rows.
 
         Args:
-            rows: their number.
-            predict: whether to predict the seconds too.
+            rows: is the number of rows.
+            predict: asks for predicted seconds too.
 
         Raises:
             CascadeError: the contender cannot classify them, or the process ended.
@@ -102,7 +102,7 @@ class Worker:
         return Run(**self._ask(do="run", rows=rows, predict=predict))
 
     def latency(self, seconds: float) -> list[float]:
-        """Seconds of single rows, as many as fit in about so many seconds."""
+        """Seconds of single rows, as many as fit into about this time."""
         return list(self._ask(do="latency", seconds=seconds)["seconds"])
 
     def _ask(self, **request: Any) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Worker:
     def _died(self) -> CascadeError:
         how = ended(self.process.wait())
         return CascadeError(
-            f"the process that timed '{self.name}' {how} ({last_words(self._errors)}); mend that, "
+            f"the process that timed '{self.name}' {how} ({last_words(self._errors)}); fix that, "
             "or leave this contender out with --skip"
         )
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: the figures of each contender out of its times and answers."""
+"""The results of a benchmark: figures of each contender from its times and answers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ CASCADE, STAGE, PIPELINE, COMMAND = "cascade", "stage", "pipeline", "command"
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender as it was measured.
+    """The measurements of one contender.
 
     Attributes:
-        name: tells it from the others.
+        name: unique name.
         kind: "cascade", "stage", "pipeline" or "command".
-        runtime: what runs it; of a cascade one name a stage, with spaces between; None of others.
+        runtime: name of its runtime; for a cascade one name per stage, separated by spaces; None
+            for others.
         seconds: wall time in each round.
-        right: whether each row that it was run on was answered right, bool of shape (rows,).
-        compute_seconds: those within the stages, in each round; empty where there are none.
-        row_seconds: of single rows; empty where they were not timed.
+        right: whether each of its rows was answered right, bool of shape (rows,).
+        compute_seconds: seconds within the stages in each round; empty for other contenders.
+        row_seconds: seconds of single rows; empty where they were not timed.
         startup_seconds, peak_memory_mb: None where they were not measured.
     """
 
@@ -51,18 +52,18 @@ class Measured:
         return rates
 
     def right_of(self, count: int, rows: int) -> NDArray[np.bool_]:
-        """The same of fewer rows, as if it had been run on these.
+        """``right`` on fewer rows, as if the contender had been run on these.
 
         Args:
-            count: their number.
-            rows: number of all rows.
+            count: is the number of these rows.
+            rows: is the number of all rows.
         """
         return self.right[np.isin(evenly(rows, len(self.right)), evenly(rows, count))]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles of the milliseconds that a single row takes, and on how many rows."""
+    """Percentiles of the milliseconds per single row, and the number of rows."""
 
     p50: float
     p95: float
@@ -72,26 +73,27 @@ class Latency:
 
 @dataclass(frozen=True)
 class ContenderResult:
-    """One contender; what was not measured of it is None.
+    """The figures of one contender; None where one was not measured.
 
     Attributes:
-        name: tells it from the others; of a command the command itself.
+        name: unique name; for a command the command itself.
         kind: "cascade", "stage", "pipeline" or "command".
-        runtime: what runs it; of the cascade one name a stage, with spaces between.
+        runtime: name of its runtime; for the cascade one name per stage, separated by spaces.
         rows: number of rows that it was run on, evenly drawn where it was too slow for all.
-        seconds: wall time for these in each round; of a command with its start.
-        rows_per_second: median of the rounds.
-        rows_per_second_range: the smallest and the largest.
-        rows_per_second_per_core: the median over the cores that the process may use.
-        ratio: rows per second over those of the reference in the same round, the median.
-        ratio_range: the smallest and the largest.
-        latency_ms: of single rows, one after another.
-        peak_memory_mb: the most that its process held, in 10**6 bytes.
-        startup_seconds: from nothing loaded to the first answer, the engine's import included.
-        accuracy: share of right answers; no answer is not a right one.
+        seconds: wall time for these rows in each round; for a command including its start.
+        rows_per_second: median over the rounds.
+        rows_per_second_range: smallest and largest over the rounds.
+        rows_per_second_per_core: the median over the number of usable cores.
+        ratio: rows per second over those of the reference in the same round, median.
+        ratio_range: smallest and largest ratio.
+        latency_ms: latency of single rows, one after another.
+        peak_memory_mb: peak memory of its process, in 10**6 bytes.
+        startup_seconds: seconds from nothing loaded to the first answer, including the import of
+            the engine.
+        accuracy: share of right answers; a row without an answer is wrong.
         accuracy_retained: accuracy over that of the reference on the same rows.
-        overhead: share of its time in which no stage calculates: rows are read and
-            deferred; median of the rounds.
+        overhead: share of the time outside the stages, for reading and deferring rows; median
+            over the rounds.
     """
 
     name: str
@@ -114,24 +116,24 @@ class ContenderResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Contenders on the same labelled rows; nothing in it is drawn at random.
+    """All contenders on the same labelled rows.
 
     Attributes:
         rows: number of rows.
         rows_fingerprint: SHA-256 of their texts and labels.
         machine: processor and usable cores.
-        cores: their number.
-        versions: of what ran, by package.
+        cores: number of usable cores.
+        versions: version of each package that ran.
         rounds: how often each contender was timed, in turn.
-        reference: name of the contender that ratios are against: the last stage alone.
-        contenders: in the order in which they were timed.
-        oracle: None where a stage alone was left out.
-        measured_seconds: of the cascade on its rows, the median of the rounds; None where it was
-            left out.
-        predicted_seconds: for the same rows by the speed that each stage was measured to have
-            before; None where one has not been measured with its runtime.
+        reference: name of the reference of all ratios: the last stage alone.
+        contenders: figures, in the order of timing.
+        oracle: bound of every deferral without skips; None where a stage alone was left out.
+        measured_seconds: the cascade's seconds on its rows, median over the rounds; None where it
+            was left out.
+        predicted_seconds: prediction for the same rows by the stages' measured speeds; None where
+            a stage has not been measured with its runtime.
         predicted_ratio: predicted over measured seconds.
-        predicted_on: the machine that the speeds are of.
+        predicted_on: machine on which the speeds were measured.
     """
 
     rows: int
@@ -158,12 +160,12 @@ class BenchResult:
 
 
 def figures(measured: Measured, reference: Measured, rows: int) -> ContenderResult:
-    """What there is to say of a contender.
+    """Compute the figures of a contender.
 
     Args:
-        measured: the contender.
-        reference: the last stage alone, timed in the same rounds.
-        rows: number of all rows.
+        measured: has the contender's measurements.
+        reference: has those of the last stage alone, in the same rounds.
+        rows: is the number of all rows.
     """
     rates = measured.rates
     ratios = rates / reference.rates
@@ -212,8 +214,8 @@ def oracle_of(stages: Sequence[Measured], rows: int) -> Oracle:
     """The oracle on the rows that every stage was run on.
 
     Args:
-        stages: each stage alone, small to large.
-        rows: number of all rows.
+        stages: has each stage alone, small to large.
+        rows: is the number of all rows.
     """
     common = min(len(stage.right) for stage in stages)
     right = np.stack([stage.right_of(common, rows) for stage in stages])

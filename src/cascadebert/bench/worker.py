@@ -10,10 +10,10 @@ reads requests from standard input and answers each on standard output, one JSON
   ``compute_seconds``, and where ``"predict": true`` is asked, ``predicted_seconds`` and
   ``predicted_on``;
 - ``{"do": "latency", "seconds": S}`` classifies rows one by one:
-  ``{"seconds": [one a row]}``.
+  ``{"seconds": [one per row]}``.
 
-Every answer has ``peak_memory_mb`` and the ``warnings`` that are for the user; where the package
-refuses something, ``error`` and whether it is the ``input``. Whatever libraries print goes to
+Every answer has ``peak_memory_mb`` and the ``warnings`` for the user; after an error also its
+message as ``error``, and as ``input`` whether the input caused it. What libraries print goes to
 standard error.
 """
 
@@ -51,8 +51,8 @@ _MOST_SINGLE_ROWS, _LEAST_SINGLE_ROWS = 200, 10
 
 
 def peak_memory_mb() -> float:
-    """Most memory that this process has held so far, in 10**6 bytes."""
-    # On Linux ru_maxrss starts at what the process held that this one was forked from.
+    """Peak memory of this process so far, in 10**6 bytes."""
+    # On Linux ru_maxrss starts at the memory of the parent process.
     status = _STATUS.read_text() if _STATUS.exists() else ""
     found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
     if found:
@@ -65,10 +65,12 @@ def peak_memory_mb() -> float:
 
 
 class ContenderAnswers(NamedTuple):
-    """Of some rows: label names, empty for no answer.
+    """A contender's answers to some rows.
 
-    Of a cascade also the stages that each row passed, bool of shape (rows, stages), and the
-    seconds within these stages.
+    Attributes:
+        labels: label names; empty for no answer.
+        passed: the stages of a cascade that each row passed, bool of shape (rows, stages).
+        compute_seconds: seconds within these stages.
     """
 
     labels: list[str]
@@ -77,13 +79,13 @@ class ContenderAnswers(NamedTuple):
 
 
 class Subject(Protocol):
-    """What is timed."""
+    """The object that is timed."""
 
     def answer(self, rows: Rows) -> ContenderAnswers: ...
 
 
 class _Stopwatch:
-    """Takes the time of the steps of stages."""
+    """Adds up the seconds within stages."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -109,9 +111,9 @@ class CascadeSubject:
     """A saved cascade, or one of its stages alone with no other loaded.
 
     Args:
-        folder: of the cascade.
-        stages: numbers of the stages, from 1: all, or one.
-        runtimes: what runs each of them, if it is a transformer.
+        folder: has the cascade.
+        stages: are the numbers of all stages, or of one, from 1.
+        runtimes: names the runtime of each of them.
     """
 
     def __init__(self, folder: Path, stages: Sequence[int], runtimes: Sequence[str]) -> None:
@@ -134,9 +136,9 @@ class CascadeSubject:
         return ContenderAnswers(out.labels.tolist(), out.passed, self._stopwatch.seconds)
 
     def predicted(self, rows: Rows, passed: NDArray[np.bool_]) -> dict[str, Any]:
-        """Seconds for these rows by the speeds that the stages were measured to have, and where.
+        """Predict seconds for these rows by the stages' measured speeds, and name the machine.
 
-        None where a stage has not been measured with its runtime.
+        Both are None where a stage has not been measured with its runtime.
         """
         total = 0.0
         machines = []
@@ -156,9 +158,9 @@ class PipelineSubject:
     """A stage's checkpoint in transformers' own pipeline for text classification, in fp32.
 
     Args:
-        folder: of the cascade.
-        number: of the stage, from 1.
-        batch_size: rows in a batch.
+        folder: has the cascade.
+        number: is the number of the stage, from 1.
+        batch_size: is the number of rows per batch.
     """
 
     def __init__(self, folder: Path, number: int, batch_size: int) -> None:
@@ -194,11 +196,11 @@ class PipelineSubject:
 
 
 def load(folder: Path, recipe: Mapping[str, Any]) -> Subject:
-    """Load what is to be timed.
+    """Load a contender.
 
     Args:
-        folder: of a saved cascade.
-        recipe: the arguments of a :class:`PipelineSubject` or of a :class:`CascadeSubject`.
+        folder: has a saved cascade.
+        recipe: has the arguments of a :class:`PipelineSubject` or of a :class:`CascadeSubject`.
     """
     if "batch_size" in recipe:
         return PipelineSubject(folder, **recipe)
@@ -206,12 +208,12 @@ def load(folder: Path, recipe: Mapping[str, Any]) -> Subject:
 
 
 class Session:
-    """Rows and the contender that is timed on them.
+    """A contender and its rows.
 
     Args:
-        folder: of the cascade.
-        rows: a file with the arguments of :class:`~cascadebert.Rows`, as JSON.
-        recipe: see :func:`load`.
+        folder: has the cascade.
+        rows: names a file with the arguments of :class:`~cascadebert.Rows`, as JSON.
+        recipe: is passed to :func:`load`.
     """
 
     def __init__(self, folder: str, rows: str, **recipe: Any) -> None:
@@ -222,7 +224,7 @@ class Session:
         self.startup_seconds = time.perf_counter() - start
 
     def run(self, rows: int, predict: bool = False) -> dict[str, Any]:
-        """So many of the rows at once."""
+        """Classify this many rows at once."""
         some = self._rows.take(evenly(len(self._rows), rows))
         start = time.perf_counter()
         answers = self._subject.answer(some)
@@ -236,15 +238,15 @@ class Session:
         return reply
 
     def latency(self, seconds: float) -> dict[str, Any]:
-        """Rows one by one, for about so long."""
+        """Classify rows one by one, for about this many seconds."""
         took = float(np.median(self._each(3)))
-        # All go twice: engines prepare for each new shape, which a service has behind it.
+        # All run twice: engines prepare for each new shape, and a service is past that.
         count = min(max(int(seconds / took / 2), _LEAST_SINGLE_ROWS), _MOST_SINGLE_ROWS)
         self._each(count)
         return {"seconds": self._each(count)}
 
     def _each(self, count: int) -> list[float]:
-        """Seconds of each of so many rows."""
+        """Seconds of each of this many rows."""
         seconds = []
         for i in evenly(len(self._rows), count).tolist():
             row = self._rows.slice(i, i + 1)
@@ -255,8 +257,8 @@ class Session:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    # Whoever started this process ends it.
+    """Answer requests until standard input ends."""
+    # The parent process ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -274,8 +276,8 @@ def main() -> None:
                     reply = _answer(session, **request)
             except CascadeError as error:
                 reply = {"error": str(error), "input": isinstance(error, InputError)}
-        told = [str(w.message) for w in caught if issubclass(w.category, CascadeWarning)]
-        reply |= {"peak_memory_mb": peak_memory_mb(), "warnings": told}
+        messages = [str(w.message) for w in caught if issubclass(w.category, CascadeWarning)]
+        reply |= {"peak_memory_mb": peak_memory_mb(), "warnings": messages}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 

@@ -1,7 +1,7 @@
-"""The main job from start to finish, on the public API alone.
+"""The demo: train, tune and measure a cascade with the public API alone.
 
 Two pre-trained encoders are fine-tuned on news sentences, made a cascade, tuned on held-out
-rows and measured on others. With your own rows and checkpoints the same calls do the same.
+rows and measured on others. The same calls work with your own rows and checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRAINING_ROWS = 6_000
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made and measured."""
+    """The files and results of the demo."""
 
     cascade: Path
     validation: Path
@@ -44,7 +44,7 @@ class DemoResult:
 
 
 def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
-    """Do it all below ``folder``."""
+    """Run the demo; all files go below ``folder``."""
     # Rows: one text and one label each, in three parts that share no article.
     train, validation, test = news_sentences()
     train = train.slice(0, TRAINING_ROWS)
@@ -70,7 +70,7 @@ def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
             )
         checkpoints.append(checkpoint)
 
-    # Small to large, they make a cascade, in int8 where that is as good and faster.
+    # Build a cascade, small to large, in int8 where that is faster and as accurate.
     with progress_bar("exporting the stages", len(checkpoints)) as progress:
         cascade = Cascade.from_stages(checkpoints, rows=train, on_stage=progress)
 
@@ -81,7 +81,7 @@ def run_demo(folder: Path, progress_bar: ProgressBar) -> DemoResult:
     assert policy is not None
     cascade.save_pretrained(folder / "cascade")
 
-    # Other rows tell what it is worth. Three timings in turn: twice three passes, and L3 alone.
+    # Measure on other rows. Three timings in turn: twice three passes, and L3 alone.
     with progress_bar("evaluating", len(test) * 7) as progress:
         evaluation = evaluate(cascade, test, repeats=3, progress=progress)
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that lives in a web page and takes its text colour and font from it."""
+"""Matplotlib figures as inline SVG that takes text colour and font from the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from cascadebert.errors import MissingDependencyError
 
 INK = "#010203"
-"""Stands for the page's text colour, whatever that is."""
+"""A placeholder for the page's text colour."""
 
 WIDTH = 440
 FONT_SIZE = 12
@@ -23,14 +23,14 @@ POINTS = 72
 
 
 class Style(NamedTuple):
-    """How one series looks; no two are told apart by colour alone."""
+    """The look of one series; series differ in more than colour."""
 
     color: str
     marker: str
     dash: Any
 
 
-# Of Okabe and Ito's colours those that stand out from white and from near black alike.
+# Okabe and Ito's colours with enough contrast to both white and near black.
 STYLES = (
     Style("#0072b2", "o", "-"),
     Style("#d55e00", "s", (0, (5, 2))),
@@ -43,7 +43,7 @@ _SETTINGS = {
     "svg.fonttype": "none",
     # The same figure is the same file, whenever it is drawn.
     "svg.hashsalt": "cascadebert",
-    # Names of users are no formulas, whatever dollars are in them.
+    # A dollar sign in a user's name does not begin a formula.
     "text.parse_math": False,
     "font.size": FONT_SIZE,
     "axes.labelsize": FONT_SIZE,
@@ -76,7 +76,7 @@ _REFERENCE = re.compile(r"#([A-Za-z_][\w.-]*)")
 
 
 def style(number: int) -> Style:
-    """Of the series of this number, from 0."""
+    """The style of a series, by its number from 0."""
     if number < len(STYLES):
         return STYLES[number]
     # Colours come around again, with other markers and dashes.
@@ -124,7 +124,7 @@ def inline(figure: Any, name: str, label: str) -> str:
     Args:
         figure: of :func:`canvas`, within its block.
         name: prefix of the ids within, other than any other's on the page.
-        label: says what is to be seen to those who do not see it.
+        label: describes the picture to screen readers.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -23,9 +23,9 @@ from cascadebert.rivals.fitting import Loss, train
 from cascadebert.rivals.network import FIRST, ExitNetwork, Head, LastExit, head_of
 from cascadebert.rivals.regrouping import Leaves, run_with_exits
 from cascadebert.rivals.rival import (
-    Reading,
     Rival,
     RivalAnswers,
+    RowTokenizer,
     in_fast_precision,
     refuse_not_finite,
     refuse_unfitted,
@@ -57,7 +57,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recording:
-    """What every exit of a network says of rows.
+    """The answers of every exit of a network to rows.
 
     Attributes:
         logits: float32 of shape (layers, rows, outputs).
@@ -154,7 +154,7 @@ class EarlyExit(Rival):
         self._trained, self._fast = False, None
         torch.manual_seed(int(self._arguments.get("seed", 0)))
         classifier, self._tokenizer, head = self._open(rows)
-        self._reading = Reading(classifier, self._tokenizer, self._max_length)
+        self._row_tokenizer = RowTokenizer(classifier, self._tokenizer, self._max_length)
         self.network = self.build(len(self.labels) or 1, classifier.base_model, head)
         if self.network.depth < 2:
             raise InputError("a network of 1 layer has no early exit; keep 2 layers or more")
@@ -162,7 +162,7 @@ class EarlyExit(Rival):
             self._run(phase, rows)
         self.network.eval().requires_grad_(False)
         self._before, self._whole = (
-            count_flops(run, self._reading.inputs)
+            count_flops(run, self._row_tokenizer.inputs)
             for run in (self.network.begin, lambda example: self.network(**example))
         )
         self.network.encoder.config.trained_on = rows.texts_fingerprint()
@@ -231,17 +231,17 @@ class EarlyExit(Rival):
             torch.set_num_threads(usable_cores())
         answers = run_with_exits(
             self.fast,
-            self._reading(rows),
-            self._reading.padding,
+            self._row_tokenizer(rows),
+            self._row_tokenizer.padding,
             leaves,
             token_budget=(CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS)[1],
-            most=self._reading.most,
+            most=self._row_tokenizer.most,
         )
         refuse_not_finite(self, answers.logits)
         return answers
 
     def record(self, rows: Any) -> Recording:
-        """What every exit says of every row."""
+        """Run every layer and every exit on every row."""
         network, rows = self.fast, as_rows(rows)
         logits = np.empty((network.depth, len(rows), network.outputs), np.float32)
         states = np.empty((network.depth - 1, len(rows), network.width), np.float32)
@@ -309,7 +309,7 @@ class EarlyExit(Rival):
             yield {name: ids for name, ids in collate(part).items() if name != "row"}
 
     def _dataset(self, rows: Rows) -> EncodedRows:
-        encode = Encoder(self._tokenizer, self.labels, self._reading.most)
+        encode = Encoder(self._tokenizer, self.labels, self._row_tokenizer.most)
         if self.labels:
             return encode(rows, {})
         data = encode(Rows(rows.texts, rows.pairs), {})
@@ -334,7 +334,7 @@ class EarlyExit(Rival):
 
 
 def refuse_speedup(speedup: float) -> None:
-    """Refuse a speed-up that is none."""
+    """Refuse a speed-up that is not a positive number."""
     if not 0 < speedup < float("inf"):
         raise InputError(f"a speed-up of {speedup} is not possible; give a number above 0")
 
@@ -376,5 +376,5 @@ def _numbers(rows: Rows) -> list[np.float32]:
         raise InputError(f"a label of a regression is not a number ({error})") from error
     for row, number in enumerate(numbers):
         if not np.isfinite(number):
-            raise InputError(f"row {row}: the label of a regression is {number}; mend or remove it")
+            raise InputError(f"row {row}: the label of a regression is {number}; fix or remove it")
     return numbers

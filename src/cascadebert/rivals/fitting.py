@@ -1,4 +1,4 @@
-"""One way to train whatever a rival is: transformers' Trainer with a loss of the rival's own."""
+"""Train a rival with transformers' Trainer and the rival's own loss."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from cascadebert.errors import InputError
 from cascadebert.export.checkpoints import open_checkpoint, own_labels
 from cascadebert.rivals.blocks import COLUMNS, Block, blocks
 from cascadebert.rivals.fitting import train
-from cascadebert.rivals.rival import Reading, Static
+from cascadebert.rivals.rival import RowTokenizer, Static
 from cascadebert.rows.rows import Rows, evenly
 from cascadebert.training.encoding import Collator, Encoder
 from cascadebert.training.fine_tuning import label_order
@@ -259,7 +259,7 @@ class MoEBERT(Static):
         teacher: Any
         teacher, tokenizer = open_checkpoint(self._checkpoint, attention=None)
         names = label_order(rows, own_labels(teacher.config))
-        most = Reading(teacher, tokenizer, self._max_length).most
+        most = RowTokenizer(teacher, tokenizer, self._max_length).most
         data = Encoder(tokenizer, names, most)(rows, {})
         collate = Collator(tokenizer)
         some = evenly(len(data), self._importance_rows).tolist()

@@ -115,7 +115,7 @@ class Pruning:
 
 
 def refuse_sparsity(sparsity: float) -> None:
-    """Refuse a share that is none."""
+    """Refuse a share outside the valid range."""
     if not 0 <= sparsity < 1:
         raise InputError(f"a sparsity of {sparsity} is not possible; give 0 or more, under 1")
 

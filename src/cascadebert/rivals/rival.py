@@ -1,4 +1,4 @@
-"""What all rivals have in common: ``fit``, ``predict`` at a knob, and what the answers cost."""
+"""The common interface of rivals: ``fit``, ``predict`` at a knob, and the cost of the answers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from cascadebert.training.outputs import bf16_is_fast
 
 @dataclass(frozen=True)
 class RivalAnswers:
-    """What a rival says of rows.
+    """A rival's answers to rows.
 
     Attributes:
         logits: float32 of shape (rows, outputs), in the order of the rival's labels.
-        layer: how many layers each row went through, int64 of shape (rows,).
-        tokens: how long each row was, cut at what is read, int64 of shape (rows,).
+        layer: number of layers that each row went through, int64 of shape (rows,).
+        tokens: length of each row after truncation, int64 of shape (rows,).
     """
 
     logits: NDArray[np.float32]
@@ -48,7 +48,7 @@ class Rival(ABC):
     """An alternative to a cascade.
 
     Attributes:
-        labels: names in the order of the logits, after :meth:`fit`; none of a regression.
+        labels: names in the order of the logits, after :meth:`fit`; empty for a regression.
     """
 
     labels: list[str]
@@ -56,16 +56,16 @@ class Rival(ABC):
     @property
     @abstractmethod
     def knobs(self) -> Sequence[float]:
-        """Settings to try, from the slowest; none where there is one setting only."""
+        """Settings to try, from the slowest; empty where there is only one."""
 
     @abstractmethod
     def fit(self, rows: Any) -> Self:
         """Train on labelled rows, as :func:`~cascadebert.rows.rows.as_rows` takes them.
 
         Raises:
-            ArtifactError: a checkpoint that cannot be opened, or lacks weights.
-            InputError: rows that cannot be used, fewer than two labels, or an encoder that the
-                method cannot be built into.
+            ArtifactError: the checkpoint cannot be opened, or lacks weights.
+            InputError: the rows are unusable, have fewer than two labels, or the method does not
+                support the encoder.
             TrainingError: the loss was not finite.
         """
 
@@ -74,17 +74,17 @@ class Rival(ABC):
         """Answer rows, in bfloat16 where that is fast.
 
         Args:
-            rows: as :func:`~cascadebert.rows.rows.as_rows` takes them.
-            knob: one of :attr:`knobs` or what lies between; by default the slowest setting.
+            rows: are accepted as by :func:`~cascadebert.rows.rows.as_rows`.
+            knob: is one of :attr:`knobs` or a value between two; by default the slowest setting.
 
         Raises:
-            InputError: rows that cannot be used, a knob that means nothing, or no :meth:`fit`.
-            CascadeError: a logit that is not finite.
+            InputError: the rows are unusable, the knob is invalid, or :meth:`fit` was not called.
+            CascadeError: a logit is not finite.
         """
 
     @abstractmethod
     def cost(self, answers: RivalAnswers) -> NDArray[np.float64]:
-        """Floating point operations that each row took, by counting, (rows,)."""
+        """Counted floating point operations of each row, shape (rows,)."""
 
     @property
     @abstractmethod
@@ -95,12 +95,12 @@ class Rival(ABC):
 
 
 class Static(Rival):
-    """A single classifier, which does the same for every row.
+    """A single classifier without early exits.
 
     Args:
-        checkpoint: folder or hub name of what it is made from.
-        max_length: tokens a row is cut at, where the model has so many positions.
-        arguments: ``TrainingArguments`` over those of
+        checkpoint: is the folder or hub name to start from.
+        max_length: truncates rows to this many tokens, or to the positions of the model.
+        arguments: override the ``TrainingArguments`` of
             :func:`~cascadebert.training.fine_tuning.default_arguments`.
     """
 
@@ -139,8 +139,8 @@ class Static(Rival):
         model, tokenizer = self._train(checked)
         model.eval().requires_grad_(False)
         self.labels = own_labels(model.config)
-        self._reading = Reading(model, tokenizer, self._max_length)
-        self._counted: StageCost = model_cost(model, self._reading.inputs)
+        self._row_tokenizer = RowTokenizer(model, tokenizer, self._max_length)
+        self._counted: StageCost = model_cost(model, self._row_tokenizer.inputs)
         self._model = model
         return self
 
@@ -151,12 +151,12 @@ class Static(Rival):
     def predict(self, rows: Any, knob: float | None = None) -> RivalAnswers:
         model, checked = self.model, as_rows(rows)
         if knob is not None:
-            raise InputError(f"{type(self).__name__} has one setting only; leave knob={knob} out")
-        tokens = self._reading(checked)
+            raise InputError(f"{type(self).__name__} has only one setting; remove knob={knob}")
+        tokens = self._row_tokenizer(checked)
         logits = np.empty((len(checked), model.config.num_labels), dtype=np.float32)
         budget = self._running.token_budgets[1]
-        for positions in token_batches(tokens.lengths, budget, self._reading.most):
-            batch = tokens.batch(positions, self._reading.padding, self._reading.most)
+        for positions in token_batches(tokens.lengths, budget, self._row_tokenizer.most):
+            batch = tokens.batch(positions, self._row_tokenizer.padding, self._row_tokenizer.most)
             logits[positions] = self._running(batch)()
         refuse_not_finite(self, logits)
         layer = np.full(len(checked), model.config.num_hidden_layers, dtype=np.int64)
@@ -168,12 +168,12 @@ class Static(Rival):
 
 
 class FineTuned(Static):
-    """A single classifier that ``fine_tune`` makes, with what it begins with or on the way changed.
+    """A single classifier from ``fine_tune``, with another start or other options.
 
     Args:
-        checkpoint: folder or hub name of what it is made from.
-        output: folder for the ordinary checkpoint, if that is to be kept.
-        settings: those of :class:`Static`.
+        checkpoint: is the folder or hub name to start from.
+        output: is a folder to keep the ordinary checkpoint in.
+        settings: are those of :class:`Static`.
     """
 
     def __init__(
@@ -199,29 +199,29 @@ class FineTuned(Static):
             return open_checkpoint(tuned, attention=None)
 
     def _start(self, folder: Path) -> str | PathLike[str]:  # noqa: ARG002
-        """The checkpoint to begin with, made in ``folder`` if it has to be made."""
+        """The checkpoint to start from; created in ``folder`` if needed."""
         return self._checkpoint
 
     def _options(self, rows: Rows) -> Mapping[str, Any]:  # noqa: ARG002
-        """What :func:`~cascadebert.training.fine_tuning.fine_tune` is told besides."""
+        """Further arguments of :func:`~cascadebert.training.fine_tuning.fine_tune`."""
         return {}
 
 
-class Reading:
-    """How a model reads rows.
+class RowTokenizer:
+    """Tokenizes rows for a model.
 
     Args:
-        model: of transformers, on the tokenizer's words.
-        tokenizer: its own.
-        max_length: tokens that a row is cut at, where the model has so many positions.
+        model: is a model of transformers.
+        tokenizer: is the model's tokenizer.
+        max_length: truncates rows to this many tokens, or to the positions of the model.
 
     Raises:
-        InputError: fewer than 3 tokens, which say nothing of a row.
+        InputError: ``max_length`` is less than 3.
 
     Attributes:
-        inputs: names of what the model reads.
-        padding: for each of them but the attention mask the id that fills rows up.
-        most: tokens that a row is cut at.
+        inputs: names of the model's inputs.
+        padding: padding id of each input but the attention mask.
+        most: number of tokens that rows are truncated to.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -242,7 +242,7 @@ class Reading:
 
 
 def tokenized(ids: Mapping[str, Sequence[Sequence[int]]]) -> TokenizedRows:
-    """Token ids as they are batched, out of one list a row for each input."""
+    """Rows ready for batching, from one list of token ids per row for each input."""
     lengths = np.array([len(row) for row in ids["input_ids"]], dtype=np.int64)
     return TokenizedRows(
         {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in ids.items()},
@@ -259,18 +259,18 @@ def in_fast_precision(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def refuse_unfitted(rival: Rival, trained: bool) -> None:
-    """Refuse a rival that has nothing trained yet."""
+    """Refuse a rival that is not trained."""
     if not trained:
         raise InputError(f"{type(rival).__name__} is not trained yet; call fit first")
 
 
 def runtime_of(model: torch.nn.Module) -> str:
-    """What the runtime of a model in memory is called."""
+    """Name of the runtime of a model in memory."""
     return "torch-bf16" if next(model.parameters()).dtype == torch.bfloat16 else "torch"
 
 
 def refuse_not_finite(rival: Rival, logits: NDArray[np.float32]) -> None:
-    """Refuse answers that are none."""
+    """Refuse logits that are not finite."""
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise CascadeError(

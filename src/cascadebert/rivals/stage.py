@@ -1,14 +1,13 @@
-"""Rivals as stages of a cascade, where they answer every row that comes to them.
+"""Rivals as stages of a cascade, without their early exits.
 
-Build the cascade with the checkpoint that the rival comes from in its place, and change it before
-tuning::
+Build the cascade with the rival's checkpoint in its place, and exchange the stage before tuning::
 
     cascade = Cascade.from_stages(["small", "large", "large"])
     first, second, last = cascade.stages
     cascade = cascade.with_stages([first, as_stage(second, rival.model, "pruned"), last])
     cascade.tune(rows, MaxDrop(0.01))
 
-Such a cascade predicts and is tuned and evaluated as any other, but cannot be saved.
+The cascade can predict, be tuned and be evaluated, but it cannot be saved.
 """
 
 from __future__ import annotations
@@ -27,18 +26,17 @@ from cascadebert.stages.transformer import TransformerStage
 
 
 def as_stage(stage: TransformerStage, model: Any, name: str) -> TransformerStage:
-    """A stage that reads rows as another does and is answered by a model in memory.
+    """Make a stage from a model in memory and the tokenizer of another stage.
 
     Args:
-        stage: a stage with the model's tokenizer and labels, such as that of the checkpoint which
-            the model was made from.
-        model: a classifier in fp32, such as :attr:`~cascadebert.rivals.rival.Rival.model`; it
+        stage: has the model's tokenizer and labels; usually the stage of the model's checkpoint.
+        model: is a classifier in fp32, such as :attr:`~cascadebert.rivals.rival.Rival.model`; it
             runs in bfloat16 where that is fast.
-        name: of the stage.
+        name: names the new stage.
 
     Raises:
-        LabelMismatchError: the model's labels are others. Their order may be any.
-        ArtifactError: the stage's tokenizer has a word that the model has not.
+        LabelMismatchError: the model has other labels. Their order may differ.
+        ArtifactError: the tokenizer's vocabulary is larger than the model's.
     """
     labels = own_labels(model.config)
     if sorted(labels) != sorted(stage.record.labels):
