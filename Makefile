@@ -36,23 +36,23 @@ demo: install  ## run the demo
 
 bench: install  ## run every benchmark (days; needs CASCADEBERT_DATA)
 	$(BIN)/python benchmarks/fetch_checkpoints.py
-	$(BIN)/python benchmarks/stages.py sst2 MiniLM-L3 MiniLM-L6 MPNet
-	$(BIN)/python benchmarks/stages.py clinc150 MiniLM-L3 MiniLM-L6 MPNet
-	$(BIN)/python benchmarks/stages.py snli MiniLM-L3 MiniLM-L6 MPNet
-	$(BIN)/python benchmarks/stages.py mrpc MPNet
-	$(BIN)/python benchmarks/stages.py agnews MPNet
+	$(BIN)/python benchmarks/train_plain_stages.py sst2 MiniLM-L3 MiniLM-L6 MPNet
+	$(BIN)/python benchmarks/train_plain_stages.py clinc150 MiniLM-L3 MiniLM-L6 MPNet
+	$(BIN)/python benchmarks/train_plain_stages.py snli MiniLM-L3 MiniLM-L6 MPNet
+	$(BIN)/python benchmarks/train_plain_stages.py mrpc MPNet
+	$(BIN)/python benchmarks/train_plain_stages.py agnews MPNet
 	$(BIN)/python benchmarks/plain_cascades.py
 	$(BIN)/python benchmarks/million_rows.py
 	$(BIN)/python benchmarks/search.py
-	$(BIN)/python benchmarks/training.py run
-	$(BIN)/python benchmarks/training.py table
+	$(BIN)/python benchmarks/train_small_stages.py
+	$(BIN)/python benchmarks/training_scores.py
 	$(BIN)/python benchmarks/certified.py
 	$(BIN)/python benchmarks/coverage.py run
 	$(BIN)/python benchmarks/coverage.py table
 	$(BIN)/python benchmarks/power.py
-	$(BIN)/python benchmarks/speed.py train
-	$(BIN)/python benchmarks/speed.py build
-	$(BIN)/python benchmarks/speed.py run
+	$(BIN)/python benchmarks/fast_cascades.py train
+	$(BIN)/python benchmarks/fast_cascades.py build
+	$(BIN)/python benchmarks/fast_cascades.py run
 	$(BIN)/python benchmarks/engines.py speed
 	$(BIN)/python benchmarks/engines.py accuracy
 	$(BIN)/python benchmarks/start_up.py

@@ -159,7 +159,7 @@ BAD_CALLS = [
      "--text-pair-column"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "0.1", "--confidence", "1"),
      "a confidence of 1.0 is not between 0 and 1"),
-    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--cost", "tears"), "no cost"),
+    (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--cost", "tears"), "unknown cost"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--label-column", "id"),
      "not one that the cascade knows"),
     (("evaluate", "{dir}", "--data", "{tmp}/nolabel.csv"), "no column 'label'"),
