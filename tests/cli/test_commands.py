@@ -149,7 +149,7 @@ BAD_CALLS = [
     (("tune", "{dir}", "--data", "{rows}", "--min-f1", "sad=0.9"), "label 'sad' is not one of"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--score", "mood"), "'mood'"),
     (("tune", "{dir}", "--data", "{rows}", "--speedup", "2", "--group-column", "x"), "'x'"),
-    (("check", "{dir}", "--level", "2"), "a level of 2.0"),
+    (("check", "{dir}", "--level", "2"), "the level 2.0 is invalid"),
     (("check", "{dir}/stages"), "not a cascade"),
     (("tune", "{dir}", "--data", "{rows}", "--max-drop", "7"), "drop in accuracy"),
     (("tune", "{dir}", "--data", "{rows}", "--min-accuracy", "1"), "is not above 0 and below 1"),
