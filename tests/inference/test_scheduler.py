@@ -12,7 +12,7 @@ import torch
 
 from cascadebert import Cascade, Rows, read_rows
 from cascadebert.deferral.routing import Thresholds
-from cascadebert.inference import scheduler
+from cascadebert.inference import reader
 from cascadebert.prediction import Prediction
 from conftest import CORPUS, Make
 
@@ -76,7 +76,7 @@ def test_answers_are_bit_for_bit_the_same_whatever_the_batch(
                 logits[budget][positions] = values
         np.testing.assert_array_equal(logits[1], logits[64])
         np.testing.assert_array_equal(logits[1], logits[5_000])
-    monkeypatch.setattr(scheduler, "_ROWS_A_PART", 50)
+    monkeypatch.setattr(reader, "_ROWS_A_PART", 50)
     same(cascade.predict(MANY), expected)
 
 
@@ -102,7 +102,7 @@ def test_stages_with_one_tokenizer_read_a_row_once(
     cascade = halved(built, MANY)
     expected = cascade.predict(MANY)
     first, second = cascade.stages
-    assert first.reading == second.reading
+    assert first.tokenization_key == second.tokenization_key
     monkeypatch.setattr(second, "tokenize", lambda _: pytest.fail("read again"))
     same(cascade.predict(MANY), expected)
 
@@ -110,7 +110,7 @@ def test_stages_with_one_tokenizer_read_a_row_once(
 def test_what_goes_wrong_while_reading_ahead_comes_through(
     cascade: Cascade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "_ROWS_A_PART", 50)
+    monkeypatch.setattr(reader, "_ROWS_A_PART", 50)
     stage = cascade.stages[0]
     read, calls = stage.tokenize, []
 
