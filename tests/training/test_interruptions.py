@@ -193,7 +193,7 @@ def test_killed_command_goes_on(encoders: list[Path], tmp_path: Path) -> None:
     assert not list(work.rglob("*.safetensors"))
     stamp = (tmp_path / "out" / "cascade.json").stat().st_mtime_ns
     third = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "done already" in third.stdout
+    assert "already done" in third.stdout
     assert (tmp_path / "out" / "cascade.json").stat().st_mtime_ns == stamp
     other = subprocess.run(
         [*command, "--seed", "1"], cwd=tmp_path, capture_output=True, text=True, check=False
