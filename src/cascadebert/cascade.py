@@ -571,8 +571,11 @@ class Cascade:
         ]
 
     def _warn_of_other_engine(self) -> None:
-        certificate, now = self.certificate, self.versions
-        then = (certificate.versions if certificate else None) or {}
+        certificate = self.certificate
+        then = certificate.versions if certificate else None
+        if not then:
+            return
+        now = self.versions
         for name, remedy in (("runtime", "tune again"), ("processor", "tune again on this one")):
             if name in then and then[name] != now[name]:
                 warnings.warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from cascadebert.bench.result import CASCADE, COMMAND, PIPELINE, STAGE
 from cascadebert.cascade import Cascade
 from cascadebert.errors import InputError
 from cascadebert.rows.rows import listed
-from cascadebert.runtimes import RUNTIMES
+from cascadebert.runtimes import missing_package
 from cascadebert.stages.transformer import TransformerStage
 
 _ENGINES = {
@@ -64,9 +63,9 @@ def contenders(
         found += [
             _alone(cascade, last, runtime)
             for runtime in _ENGINES
-            if _is_installed(runtime) and runtime != cascade.stages[-1].runtime
+            if missing_package(runtime) is None and runtime != cascade.stages[-1].runtime
         ]
-        if _is_installed("torch"):
+        if missing_package("torch") is None:
             found += [_pipeline(names[-1], last, size) for size in _BATCH_SIZES]
     found += [_alone(cascade, number) for number in range(last - 1, 0, -1)]
     found += [Contender(command, COMMAND) for command in dict.fromkeys(against)]
@@ -121,9 +120,3 @@ def _pipeline(name: str, number: int, size: int) -> Contender:
         PIPELINE,
         recipe={"number": number, "batch_size": size},
     )
-
-
-def _is_installed(runtime: str) -> bool:
-    engine, _ = RUNTIMES[runtime]
-    needed = [engine.package, *(["transformers"] if engine.package == "torch" else [])]
-    return all(importlib.util.find_spec(package) for package in needed)

@@ -15,7 +15,7 @@ from cascadebert.deferral.calibration import (
     VectorScaling,
 )
 from cascadebert.deferral.confidence import Floats, softmax
-from cascadebert.deferral.search.learned import minimise_convex
+from cascadebert.deferral.newton import minimise_convex
 from cascadebert.errors import InputError
 
 # Where every row is right the likelihood has no maximum; confidences must stay apart.

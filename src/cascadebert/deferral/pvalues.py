@@ -218,7 +218,7 @@ def binomial_cdf(count: int, rows: int, chance: float) -> float:
 
 
 def _tail_terms(count: int, rows: int, chances: Floats) -> Floats:
-    """Binomial probabilities of the counts up to this one, without those that are negligible.
+    """Binomial probabilities of the counts up to this one, without negligible ones.
 
     Returns:
         float64 of shape (chances, counts).

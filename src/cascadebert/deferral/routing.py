@@ -197,7 +197,7 @@ def _advance(
 
     Returns:
         Where rows have ended, -1 where they have not; their cost so far; and the rows that reach
-        ``stop``, without those that skip to the last stage.
+        ``stop``, without rows that skip to the last stage.
     """
     rows = scores.shape[1]
     runs = thresholds.runs

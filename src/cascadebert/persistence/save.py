@@ -85,7 +85,7 @@ def _create(target: Path, sources: Sequence[Path], record: CascadeRecord, card: 
     try:
         _update(temporary, sources, record, card)
         temporary.rename(target)
-    except (OSError, ArtifactError):
+    except OSError:
         if not target.exists():
             raise
         raise ArtifactError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from cascadebert.errors import InputError
 from cascadebert.export.checkpoints import open_checkpoint, own_labels
 from cascadebert.export.costs import count_flops
-from cascadebert.machine import usable_cores
+from cascadebert.machine import thread_count
 from cascadebert.persistence.record import polynomial
 from cascadebert.rivals.fitting import Loss, train
 from cascadebert.rivals.network import FIRST, ExitNetwork, Head, LastExit, head_of
@@ -32,7 +32,7 @@ from cascadebert.rivals.rival import (
 )
 from cascadebert.rows.rows import Rows, as_rows, evenly
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, CPU_TOKEN_BUDGETS
-from cascadebert.runtimes.torch import available_device
+from cascadebert.runtimes.torch import available_device, limited_threads
 from cascadebert.training.encoding import Collator, EncodedRows, Encoder
 from cascadebert.training.fine_tuning import label_order, open_encoder
 
@@ -227,16 +227,15 @@ class EarlyExit(Rival):
     def _through(self, rows: Rows, leaves: Leaves) -> RivalAnswers:
         """Checked rows through the network with any rule."""
         on_cpu = next(self.fast.parameters()).device.type == "cpu"
-        if on_cpu:
-            torch.set_num_threads(usable_cores())
-        answers = run_with_exits(
-            self.fast,
-            self._row_tokenizer(rows),
-            self._row_tokenizer.padding,
-            leaves,
-            token_budget=(CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS)[1],
-            most=self._row_tokenizer.most,
-        )
+        with limited_threads(thread_count() if on_cpu else None):
+            answers = run_with_exits(
+                self.fast,
+                self._row_tokenizer(rows),
+                self._row_tokenizer.padding,
+                leaves,
+                token_budget=(CPU_TOKEN_BUDGETS if on_cpu else ACCELERATOR_TOKEN_BUDGETS)[1],
+                most=self._row_tokenizer.most,
+            )
         refuse_not_finite(self, answers.logits)
         return answers
 

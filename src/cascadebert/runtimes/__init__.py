@@ -148,11 +148,17 @@ def refuse_missing_engine(name: str) -> None:
     Raises:
         MissingDependencyError: see above.
     """
+    package = missing_package(name)
+    if package is not None:
+        engine, _ = RUNTIMES[name]
+        extra = "train" if engine.package == "torch" else engine.package
+        raise MissingDependencyError(package, f"the runtime '{name}'", extra)
+
+
+def missing_package(name: str) -> str | None:
+    """The first package that a runtime needs and that is not installed; None if all are."""
     engine, _ = RUNTIMES[name]
-    for package in engine.needs:
-        if not _is_installed(package):
-            extra = "train" if engine.package == "torch" else engine.package
-            raise MissingDependencyError(package, f"the runtime '{name}'", extra)
+    return next((package for package in engine.needs if not _is_installed(package)), None)
 
 
 def _is_installed(package: str) -> bool:

@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadebert.errors import CascadeError, CascadeWarning, MissingDependencyError
+from cascadebert.errors import (
+    CascadeError,
+    CascadeWarning,
+    MissingDependencyError,
+    first_line,
+)
 from cascadebert.machine import thread_count
 from cascadebert.runtimes import ACCELERATOR_TOKEN_BUDGETS, BF16, CPU_TOKEN_BUDGETS
 
@@ -29,7 +34,7 @@ _PROCESS = os.getpid()
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def limited_threads(wanted: int | None) -> Iterator[None]:
     """Let torch use so many threads in the block; a single one in the child of a fork."""
     before = torch.get_num_threads()
     if os.getpid() != _PROCESS:
@@ -63,10 +68,10 @@ def available_device() -> torch.device:
     try:
         torch.ones(1, device=device)
     except RuntimeError as error:
-        cause = str(error).partition("\n")[0][:200]
         raise CascadeError(
-            f"torch cannot use the accelerator '{device}' ({cause}); free or repair it, or run on "
-            "the CPU: hide it with CUDA_VISIBLE_DEVICES='', or install a CPU build of torch"
+            f"torch cannot use the accelerator '{device}' ({first_line(error)}); free or repair "
+            "it, or run on the CPU: hide it with CUDA_VISIBLE_DEVICES='', or install a CPU build "
+            "of torch"
         ) from None
     return device
 
@@ -94,7 +99,7 @@ class ModelRuntime:
             name: torch.from_numpy(ids).to(self.device, non_blocking=True)
             for name, ids in batch.items()
         }
-        with _threads(self._threads), torch.inference_mode():
+        with limited_threads(self._threads), torch.inference_mode():
             logits = self._model(**tensors).logits.float()
 
         def wait() -> NDArray[np.float32]:
@@ -108,7 +113,7 @@ class TorchRuntime(ModelRuntime):
     """Runs ``model.safetensors`` in a folder."""
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
-        with _threads(threads), quiet():
+        with limited_threads(threads), quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 dtype=torch.bfloat16 if precision == BF16 else torch.float32,

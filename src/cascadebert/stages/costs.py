@@ -40,8 +40,7 @@ def row_costs(
         runs: of all stages on the same rows.
         kind: "flops" and "layers" are counted. "seconds" are the time that each stage took here,
             shared out by the operations of each row.
-        modelled: take as seconds what was measured before of rows of such lengths, where it was of
-            every stage.
+        modelled: takes the seconds from the measured speed of the stages, if every stage has one.
     """
     if kind == "layers":
         costs = [np.full(len(run.lengths), float(run.cost.layers)) for run in runs]

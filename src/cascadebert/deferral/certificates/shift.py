@@ -30,7 +30,7 @@ class RoutingSummary:
         ends: rows that each stage answered; the last number counts rows without an answer.
         stages: numbers of the stages that are run, from 1.
         edges: per stage that is run, the borders of its bins of confidence, on the shown scale.
-        confidences: per stage that is run, all rows per bin, also those that exit earlier.
+        confidences: per stage that is run, all rows per bin, including rows that exit earlier.
     """
 
     ends: tuple[int, ...]
